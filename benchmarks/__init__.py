@@ -1,0 +1,1 @@
+"""Side-by-side speed measurements of ivg and the loops it is compared with."""

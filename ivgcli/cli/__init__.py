@@ -1,0 +1,54 @@
+"""The command line: parse, open streams, call a workflow, exit. No arithmetic, no torch.
+
+Anything heavy is imported where it is needed, so that `ivg --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ivgcli import __version__, console
+from ivgcli.cli import decoding
+
+app = typer.Typer(
+    name="ivg",
+    help="Steer a large frozen language model at decoding time with the values of small ones.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
+        print(f"ivg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Steer a large frozen language model at decoding time with the values of small ones."""
+
+
+app.command(
+    epilog="ivg generate --base mistralai/Mistral-7B-Instruct-v0.2 --guide tulu --mode ivg"
+    " --prompt 'Why is the sky blue?'"
+)(decoding.generate)
+app.command(
+    epilog="ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16 --in prompts.jsonl"
+)(decoding.bon)
+
+
+def main() -> None:
+    """Run the command line; the entry point `ivg`."""
+    with console.guard():
+        app()

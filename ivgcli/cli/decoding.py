@@ -1,0 +1,301 @@
+"""`ivg generate` and `ivg bon`: prompts in, responses out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+
+import typer
+
+from ivgcli import console, records
+from ivgcli.cli.options import (
+    MODELS,
+    STEERING,
+    Base,
+    Device,
+    Dtype,
+    Guides,
+    Limit,
+    MaxNewTokens,
+    Out,
+    OutputFormat,
+    PrintRecipe,
+    PromptText,
+    Quiet,
+    RecipeFile,
+    Resume,
+    Rows,
+    Samples,
+    Seed,
+    Sets,
+    Source,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    Trace,
+)
+from ivgcli.errors import RecipeError, RecordError
+
+if TYPE_CHECKING:
+    from ivgcli.recipes import BonRecipe, GenerateRecipe
+
+FAILURES = 5
+"""How many failed records are told one by one."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where a command reads and writes."""
+
+    source: str | None
+    prompt: str | None
+    out: str
+    format: records.Format
+    trace: str | None
+    limit: int | None
+    resume: bool
+    quiet: bool
+
+
+def generate(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    guide: Guides = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="base, eft-i, eft-e, cbs-i, cbs-e, eft-i+cbs-i, eft-e+cbs-e, eft-e+cbs-i or ivg.",
+            rich_help_panel=STEERING,
+        ),
+    ] = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Strength of token guidance.", rich_help_panel=STEERING),
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens a value is asked about.", rich_help_panel=STEERING),
+    ] = None,
+    beam_width: Annotated[
+        int | None,
+        typer.Option("--beam-width", "-W", help="Hypotheses kept.", rich_help_panel=STEERING),
+    ] = None,
+    successors: Annotated[
+        int | None,
+        typer.Option("--successors", "-K", help="Continuations of each.", rich_help_panel=STEERING),
+    ] = None,
+    chunk_length: Annotated[
+        int | None,
+        typer.Option("--chunk-length", "-L", help="Tokens per chunk.", rich_help_panel=STEERING),
+    ] = None,
+    samples: Samples = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    source: Source = None,
+    prompt: PromptText = None,
+    out: Out = "-",
+    format: OutputFormat = "ivg",
+    trace: Trace = None,
+    limit: Limit = None,
+    resume: Resume = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    rows: Rows = None,
+    sets: Sets = None,
+    print_recipe: PrintRecipe = False,
+    quiet: Quiet = False,
+) -> None:
+    """Decode prompts under a mode: how tokens are drawn, how chunks are ranked."""
+    with console.guard():
+        from ivgcli import recipes
+
+        flags = {
+            **_shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
+            **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
+            **{"chunk.beam_width": beam_width, "chunk.successors": successors},
+            "chunk.chunk_length": chunk_length,
+        }
+        resolved = recipes.load(recipes.GenerateRecipe, recipe, sets or (), flags, guide or ())
+        if print_recipe:
+            sys.stdout.write(recipes.to_yaml(resolved))
+            return
+        form = _checked_format(format)
+        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet)
+        _decode(resolved, streams, "ivgcli.workflows.generate", "generate")
+
+
+def bon(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    guide: Guides = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="implicit, explicit or reward.", rich_help_panel=STEERING
+        ),
+    ] = None,
+    best_of: Annotated[
+        int | None,
+        typer.Option("--best-of", "-n", help="Responses drawn for each.", rich_help_panel=STEERING),
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|MODULE:FUNCTION", help="What ranks them.", rich_help_panel=MODELS
+        ),
+    ] = None,
+    samples: Samples = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    source: Source = None,
+    prompt: PromptText = None,
+    out: Out = "-",
+    format: OutputFormat = "ivg",
+    trace: Trace = None,
+    limit: Limit = None,
+    resume: Resume = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    rows: Rows = None,
+    sets: Sets = None,
+    print_recipe: PrintRecipe = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw N responses and keep the best, by an implicit value, an explicit value or a reward."""
+    with console.guard():
+        from ivgcli import recipes
+
+        flags = {
+            **_shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
+            **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            **{"by": by, "best_of": best_of, "reward": reward},
+        }
+        resolved = recipes.load(recipes.BonRecipe, recipe, sets or (), flags, guide or ())
+        if print_recipe:
+            sys.stdout.write(recipes.to_yaml(resolved))
+            return
+        form = _checked_format(format)
+        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet)
+        _decode(resolved, streams, "ivgcli.workflows.best_of_n", "best_of_n")
+
+
+def _shared_flags(
+    base: str | None,
+    samples: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    max_new_tokens: int | None,
+    stop: list[str] | None,
+) -> dict[str, Any]:
+    """Return the recipe keys of the flags that every decoding command has."""
+    return {
+        "base.model": base,
+        "sampling.samples": samples,
+        "sampling.temperature": temperature,
+        "sampling.top_k": top_k,
+        "sampling.top_p": top_p,
+        "sampling.max_new_tokens": max_new_tokens,
+        "sampling.stop": stop or None,
+    }
+
+
+def _decode(
+    recipe: GenerateRecipe | BonRecipe, streams: Streams, module: str, function: str
+) -> None:
+    """Read the prompts, open the output, run a workflow over them, and tell how it went."""
+    from ivgcli import recipes
+
+    prompts = _prompts(streams)
+    keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
+    with ExitStack() as stack:
+        writer = records.open_responses(
+            streams.out,
+            keys=keys,
+            run=recipes.run_id(recipe),
+            recipe_yaml=recipes.to_yaml(recipe),
+            resume=streams.resume,
+            format=streams.format,
+        )
+        stack.enter_context(writer)
+        trace = records.TraceWriter(streams.trace, streams.resume) if streams.trace else None
+        if trace is not None:
+            stack.enter_context(trace)
+        done = sum(key in writer.done for key in keys)
+        progress = console.Progress(len(keys), done=done, quiet=streams.quiet)
+        stack.enter_context(progress)
+        if streams.resume:
+            progress.say(f"resuming: {done} of {len(keys)} responses are there")
+        _calm_libraries(streams.quiet)
+        workflow = getattr(importlib.import_module(module), function)
+        summary = workflow(recipe, prompts, writer, trace=trace, progress=progress)
+    _tell(summary, streams.quiet)
+
+
+def _checked_format(name: str) -> records.Format:
+    """Return the name of a format if it is one."""
+    known = get_args(records.Format)
+    if name not in known:
+        raise RecipeError("--format", f'expected {" or ".join(known)}, got "{name}"')
+    return cast("records.Format", name)
+
+
+def _prompts(streams: Streams) -> list[records.Prompt]:
+    """Return the prompts that the flags name."""
+    if streams.prompt is not None:
+        if streams.source is not None:
+            raise RecordError("--prompt", "--in names prompts too", "give one of them")
+        if not streams.prompt.strip():
+            raise RecordError("--prompt", "the prompt is empty")
+        return [records.Prompt("1", streams.prompt, None, {})]
+    source = streams.source or "-"
+    if source == "-" and sys.stdin.isatty():
+        hint = "name a file with --in, give --prompt TEXT, or pipe JSON lines in"
+        raise RecordError("--in", "there are no prompts to read", hint)
+    return records.read_prompts(source, streams.limit)
+
+
+def _calm_libraries(quiet: bool) -> None:
+    """Keep the bars and notices of libraries out of ours, unless the environment wants them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _tell(summary: Any, quiet: bool) -> None:
+    """Print a workflow's summary; failed records make the command fail, after all its work."""
+    parts = [_count(summary.records, "response"), _count(summary.tokens, "token")]
+    if summary.seconds > 0:
+        parts.append(f"{summary.tokens / summary.seconds:.0f} tokens/s")
+    parts += [f"{summary.seconds:.1f} s", _count(summary.rows, "row")]
+    if summary.peak_memory_bytes is not None:
+        parts.append(f"peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB")
+    for note in summary.notes:
+        console.say(note, quiet=quiet)
+    console.say(", ".join(parts), quiet=quiet)
+    if summary.failures:
+        lines = [f"{identity}: {sentence}" for identity, sentence in summary.failures[:FAILURES]]
+        if len(summary.failures) > FAILURES:
+            lines.append(f"and {len(summary.failures) - FAILURES} more")
+        what = f"{_count(len(summary.failures), 'record')} failed"
+        raise RecordError("", what, "their lines say why; --resume tries them again", lines)
+
+
+def _count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 response`, `16 responses`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

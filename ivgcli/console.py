@@ -1,0 +1,195 @@
+"""What people see while data flows elsewhere: progress, remarks, tables and errors.
+
+Everything goes to stderr. A bar is drawn only where somebody can watch it; elsewhere one line
+every half minute says that the run is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from ivgcli.errors import IvgError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+HEARTBEAT_SECONDS = 30.0
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """Tell something worth knowing; `--quiet` silences it."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Tell something that may be wrong, even under `--quiet`."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def guard() -> Iterator[None]:
+    """Turn what can end a command into its exit code: 2, 130, or 0 for a closed pipe.
+
+    Any other exception is a bug and passes through, with its traceback and exit code 1.
+    """
+    try:
+        yield
+    except IvgError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends, and must not fail at it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+
+
+class Progress:
+    """How far a run is: a bar on a terminal, else a line every half minute.
+
+    A context manager. `advance` and `note` are cheap enough to call for every token.
+
+    Args:
+        total: how many responses are wanted.
+        done: how many of them an earlier run has finished.
+        quiet: show nothing but warnings.
+        stream: where to show it.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        quiet: bool = False,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total = total
+        self.done = done
+        self._quiet = quiet
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._began = self._beat = clock()
+        self._done_before = done
+        self._text = ""
+        self._bar: Bar | None = None
+
+    def advance(self, count: int = 1, text: str | None = None) -> None:
+        """Count finished responses, and show `text` beside them if given."""
+        self.done += count
+        self.note(self._text if text is None else text)
+
+    def note(self, text: str) -> None:
+        """Show a few words beside the count, such as `132 tokens/s`."""
+        self._text = text
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, text=text)
+        elif not self._quiet and self._clock() - self._beat >= HEARTBEAT_SECONDS:
+            self._beat = self._clock()
+            print(self._line(), file=self._stream, flush=True)
+
+    def say(self, text: str) -> None:
+        """Tell something worth knowing, above the bar; `--quiet` silences it."""
+        if not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """Tell something that may be wrong, above the bar, even under `--quiet`."""
+        self._print(f"warning: {text}")
+
+    def _print(self, text: str) -> None:
+        """Print a line without tearing the bar."""
+        if self._bar is None:
+            print(text, file=self._stream, flush=True)
+        else:
+            self._bar.console.print(text, markup=False, highlight=False)
+
+    def _line(self) -> str:
+        """Return the heartbeat."""
+        fresh = self.done - self._done_before
+        parts = [f"{self.done}/{self.total} responses"]
+        if fresh:
+            rate = fresh / max(self._clock() - self._began, 1e-9)
+            left = (self.total - self.done) / rate
+            parts += [f"{60 * rate:.3g} a minute", f"{_duration(left)} left"]
+        return ", ".join([*parts, self._text] if self._text else parts)
+
+    def __enter__(self) -> Progress:
+        """Start showing."""
+        if not self._quiet and self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._bar.add_task("", total=self.total, completed=self.done, text=self._text)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop showing; the summary that follows says it all."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar(stream: TextIO) -> Bar:
+    """Return a bar with count, rate and time left, which disappears when it is done."""
+    from rich import progress
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        """Responses a minute, once two of them are known."""
+
+        def render(self, task: progress.Task) -> Text:
+            return Text(f"{60 * task.speed:.3g} a minute" if task.speed else "")
+
+    return progress.Progress(
+        progress.BarColumn(bar_width=None),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[text]}", markup=False),
+        console=Console(file=stream, stderr=True),
+        transient=True,
+        expand=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as people say it: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int = 80) -> str:
+    """Return a small table as text of at most `width` columns, its last line without a newline.
+
+    The first column is for names, on the left; all others are for numbers, on the right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for index, column in enumerate(columns):
+        drawn.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    stream = StringIO()
+    Console(file=stream, width=width, color_system=None, markup=False).print(drawn)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())

@@ -1,0 +1,387 @@
+"""The decoding loop: many searches at once, one token for every live row per step.
+
+Order within a step is fixed: read what is new, tilt the base by values, warp, draw, book. A search ranks its candidates
+whenever all of them have ended or come to the end of the chunk; searches that are over make room for waiting ones at
+once, so the batch stays full until the input runs out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ivgcli.decoding import ChunkRanking, Limits, Mode
+from ivgcli.decoding.beams import Candidate, select, select_published
+from ivgcli.decoding.draws import step_keys
+from ivgcli.decoding.guidance import tilted
+from ivgcli.decoding.sampling import draw, warped
+from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search
+from ivgcli.errors import ModelError
+from ivgcli.models.failures import RowFailure
+from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.text import StopStrings, response_text
+from ivgcli.values import Row, Value
+
+Trace = Callable[[Search, list[Candidate], list[int], bool], None]
+"""Called at every ranking with the search, its candidates, the numbers that go on, and whether it is over."""
+
+SINGLE = ChunkRanking(value=None)
+"""W = K = 1 over whole responses: nothing to rank."""
+
+
+class Engine:
+    """Decodes requests under a mode.
+
+    Args:
+        base: stream of the large frozen model.
+        mode: how tokens are drawn and chunks are ranked.
+        limits: length, temperature, truncation, stop strings.
+        eos_ids: token ids that end a response.
+        rows: sequences that decode at once, at least the W·K of one search.
+        seed: of all draws.
+        width: V, token ids that may be drawn.
+        trace: called at every ranking.
+        warn: called with a sentence when memory ran out and the rows were halved.
+    """
+
+    def __init__(
+        self,
+        base: Stream,
+        mode: Mode,
+        limits: Limits,
+        eos_ids: frozenset[int],
+        rows: int,
+        seed: int = 0,
+        width: int | None = None,
+        trace: Trace | None = None,
+        warn: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.base = base
+        self.mode = mode
+        self.limits = limits
+        self.eos_ids = eos_ids
+        self.seed = seed
+        self.trace = trace
+        self.warn = warn
+        self.ranking = mode.chunk if mode.chunk is not None and mode.chunk.rows > 1 else SINGLE
+        self.values: list[Value] = list(
+            {id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None}.values()
+        )
+        streams = [base, *(stream for value in self.values for stream in value.streams())]
+        self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
+        self.width = width or base.network.width
+        self.vocabulary = torch.arange(self.width, dtype=torch.int32, device=base.network.device)
+        self.stops = StopStrings(base.network.tokenizer, limits.stop, self.width if limits.stop else 0)
+        self.resize(rows)
+
+    def resize(self, rows: int) -> None:
+        """Start over with empty slots."""
+        self.rows = rows
+        self.searches: list[Search] = []
+        self.free = list(range(rows))
+        self.owner: list[str | None] = [None] * rows
+        for follower in (*self.streams, *self.values):
+            follower.resize(rows)
+
+    @torch.inference_mode()
+    def run(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+        """Decode all requests; yield each outcome as soon as it is known, in no particular order.
+
+        Raises:
+            ModelError: not even one search fits into memory.
+        """
+        waiting = deque(requests)
+        while waiting or self.searches:
+            try:
+                yield from self._admit(waiting)
+                yield from self._guarded(self._step)
+                yield from self._guarded(self._settle)
+            except (torch.OutOfMemoryError, RuntimeError) as problem:
+                if not _out_of_memory(problem):
+                    raise
+                waiting.extendleft(search.request for search in reversed(self.searches))
+                self._shrink()
+
+    def _shrink(self) -> None:
+        """Halve the rows after memory ran out; what was under way begins again, with the same draws."""
+        smaller = self.rows // 2
+        if smaller < self.ranking.rows:
+            what = f"out of memory with {self.rows} rows, and one search needs {self.ranking.rows}"
+            raise ModelError("engine.rows", what, "lower beam_width, successors or max_new_tokens, or use a smaller dtype")
+        self.warn(f"out of memory with {self.rows} rows: going on with {smaller}")
+        self.resize(smaller)
+        if self.base.network.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _guarded(self, work: Callable[[], Iterable[Outcome]]) -> Iterator[Outcome]:
+        """Run one part of the loop; rows that a network fails on take their searches with them, the others go on."""
+        while True:
+            try:
+                yield from work()
+                return
+            except RowFailure as failure:
+                hit = [search for search in self.searches if set(search.slots) & set(failure.rows)]
+                for search in hit:
+                    for slot in search.slots:
+                        for stream in self.streams:
+                            stream.wipe(slot)
+                        self.owner[slot] = None
+                    self._retire(search)
+                    yield Outcome(search.request, None, str(failure))
+
+    # ------------------------------------------------------------------------------------------------ admission
+
+    def _admit(self, waiting: deque[Request]) -> Iterator[Outcome]:
+        """Start waiting searches while there is room; every prompt is read once per stream, then shared."""
+        need = self.ranking.rows
+        fresh: dict[str, Search] = {}
+        started: list[Search] = []
+        while waiting and len(self.free) >= need:
+            request = waiting.popleft()
+            search = self._open(request)
+            if isinstance(search, Outcome):
+                yield search
+                continue
+            source = fresh.get(request.prompt.id)
+            holder = next((slot for slot in range(self.rows) if self.owner[slot] == request.prompt.id), None)
+            search.slots = [heapq.heappop(self.free) for _ in range(need)]
+            for slot in search.slots:
+                self.owner[slot] = request.prompt.id
+            if source is None and holder is not None:
+                for stream in self.streams:
+                    stream.restart(search.slots, holder)
+            elif source is None:
+                fresh[request.prompt.id] = search
+            started.append(search)
+        if not started:
+            return
+        self.searches += started
+        self._prefill(list(fresh.values()))
+        for search in started:
+            source = fresh.get(search.request.prompt.id)
+            if source is not None:
+                for stream in self.streams:
+                    stream.restart(search.slots, source.slots[0])
+            self._begin(search)
+
+    def _open(self, request: Request) -> Search | Outcome:
+        """Return a search for a request, or its failure if the prompt leaves no room for a response."""
+        prompt = request.prompt
+        room = self.limits.max_new_tokens
+        for stream in self.streams:
+            length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+            left = stream.network.context - length
+            if left < 1:
+                name = stream.network.name
+                what = f"the prompt has {length:,} tokens for {name}, whose context is {stream.network.context:,}"
+                return Outcome(request, None, f"{prompt.id}: {what} → shorten it")
+            room = min(room, left)
+        ids = self.base.prompts.encode(prompt.text, prompt.messages, prompt.id)
+        return Search(request, ids, room, [])
+
+    def _prefill(self, searches: Sequence[Search]) -> None:
+        readings = []
+        for stream in self.streams:
+            rows = [search.slots[0] for search in searches]
+            prompts = [search.request.prompt for search in searches]
+            ids = [stream.prompts.encode(prompt.text, prompt.messages, prompt.id) for prompt in prompts]
+            readings.append(Reading(stream, rows, ids, prompt=True))
+        read_all(readings)
+
+    def _begin(self, search: Search) -> None:
+        search.beam = list(search.slots)
+        for slot in search.slots:
+            search.hypotheses[slot] = Hypothesis(Row(search.request.prompt, search.prompt_ids))
+            for value in self.values:
+                value.start(slot, search.hypotheses[slot].row)
+        search.open_chunk(self.ranking.chunk_length, self.seed)
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def _step(self) -> Iterable[Outcome]:
+        """Draw one token for every row that has neither ended nor come to the end of its chunk."""
+        live = [
+            (slot, search)
+            for search in self.searches
+            for slot in search.live()
+            if len(search.hypotheses[slot].row.tokens) < search.chunk_end
+        ]
+        if not live:
+            return ()
+        live.sort(key=lambda pair: pair[0])
+        slots = [slot for slot, _ in live]
+        states = [search.hypotheses[slot].row for slot, search in live]
+        token = self.mode.token
+        guided = [i for i, state in enumerate(states) if token is not None and len(state.tokens) % token.every == 0]
+        self._read(slots, states, guided)
+        logits = self.base.outputs(slots)[:, : self.width]
+        keys = step_keys(
+            [search.keys[slot] for slot, search in live], [len(state.tokens) for state in states], logits.device
+        )
+        if guided:
+            tokens, base, kl = self._draw_guided(slots, states, guided, logits, keys)
+        else:
+            tokens, base, kl = self._draw_plain(slots, logits, keys)
+        self.base.count(slots, base)
+        for (slot, search), state, drawn, gain in zip(live, states, tokens, kl, strict=True):
+            self._book(search, search.hypotheses[slot], state, drawn, gain)
+        return ()
+
+    def _read(self, slots: Sequence[int], states: Sequence[Row], guided: Sequence[int]) -> None:
+        """Bring the base, and the guides of the rows that are guided now, up to the latest token."""
+        tokens = [state.tokens for state in states]
+        readings = [self.base.unread(slots, tokens)]
+        if guided:
+            chosen = [slots[i] for i in guided]
+            responses = [tokens[i] for i in guided]
+            streams = {id(stream): stream for stream in self.mode.token.value.token_streams()}
+            readings += [stream.unread(chosen, responses) for stream in streams.values() if stream is not self.base]
+        read_all(readings)
+
+    def _draw_plain(self, slots: Sequence[int], logits: Tensor, keys: Tensor) -> tuple[list[int], Tensor, list[float]]:
+        """Draw from the base; return tokens, their log-probability under it (B,), and zeros for the divergence."""
+        drawn = draw(logits, self.limits, keys, self.vocabulary)
+        base = drawn.logprobs
+        if self.limits.temperature not in (0, 1):
+            base = _picked(logits, drawn.tokens)
+        self._require_finite(self.base.network.name, slots, base)
+        return drawn.tokens.tolist(), base, [0.0] * len(slots)
+
+    def _draw_guided(
+        self, slots: Sequence[int], states: Sequence[Row], guided: Sequence[int], logits: Tensor, keys: Tensor
+    ) -> tuple[list[int], Tensor, list[float]]:
+        """Draw from the tilted base; return tokens, their log-probability under the base, and log p_guided − log p_base."""
+        token = self.mode.token
+        plain = torch.log_softmax(logits, dim=-1)
+        self._require_finite(self.base.network.name, slots, plain.amax(-1))
+        rows = [slots[i] for i in guided]
+        chosen = [states[i] for i in guided]
+        limits = self.limits
+        source = plain
+        if token.warp == "before":
+            source = warped(plain, limits)
+            limits = Limits()
+        everyone = len(guided) == len(slots)
+        tilt = tilted(token, source if everyone else source[guided], rows, chosen)
+        if everyone:
+            mixed = tilt
+        else:
+            mixed = source.clone()[:, : tilt.shape[1]]
+            mixed[guided] = tilt
+        drawn = draw(mixed, limits, keys, self.vocabulary[: mixed.shape[1]])
+        self._require_finite(token.value.name, slots, drawn.logprobs)
+        base = plain.gather(1, drawn.tokens[:, None])[:, 0]
+        under = base
+        if source is not plain or limits.temperature not in (0, 1):
+            cold = source if limits.temperature in (0, 1) else source / limits.temperature
+            under = _picked(cold, drawn.tokens)
+        tokens = drawn.tokens.tolist()
+        token.value.drawn(rows, [tokens[i] for i in guided])
+        return tokens, base, (drawn.logprobs - under).tolist()
+
+    def _require_finite(self, name: str, slots: Sequence[int], numbers: Tensor) -> None:
+        finite = torch.isfinite(numbers)
+        if not bool(finite.all()):
+            bad = [slot for slot, fine in zip(slots, finite.tolist(), strict=True) if not fine]
+            raise RowFailure(name, "gave a number that is not finite", "check the checkpoint, or use a wider --dtype", bad)
+
+    def _book(self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float) -> None:
+        """Append a drawn token and see whether it ends the response."""
+        state.tokens.append(token)
+        hypothesis.kl += gain
+        if token in self.eos_ids:
+            state.finish = "eos"
+            return
+        cut = self.stops.find(state.prompt_ids, state.tokens)
+        if cut is not None:
+            state.finish, state.text = "stop", cut
+        elif len(state.tokens) >= search.max_new_tokens:
+            state.finish = "length"
+
+    # ------------------------------------------------------------------------------------------------ ranking
+
+    def _settle(self) -> Iterable[Outcome]:
+        """Rank the searches whose chunk is over; finish some, branch the others."""
+        due = [search for search in self.searches if search.due()]
+        if not due:
+            return []
+        self._value(due)
+        outcomes, targets, sources = [], [], []
+        for search in due:
+            winner, moves = self._rank(search)
+            if winner is not None:
+                outcomes.append(self._finish(search, winner))
+            targets += moves[0]
+            sources += moves[1]
+        for follower in (*self.streams, *self.values):
+            follower.copy(targets, sources)
+        for search in due:
+            if search in self.searches:
+                search.open_chunk(self.ranking.chunk_length, self.seed)
+        return outcomes
+
+    def _value(self, searches: Sequence[Search]) -> None:
+        """Fill in values and base log-probabilities of all candidates."""
+        rows = [slot for search in searches for slot in search.beam]
+        found = [search.hypotheses[slot] for search in searches for slot in search.beam]
+        judge = self.mode.chunk or self.mode.token
+        if judge is not None:
+            values = judge.value.values(rows, [hypothesis.row for hypothesis in found]).tolist()
+            for hypothesis, value in zip(found, values, strict=True):
+                hypothesis.value = value
+        for slot, hypothesis in zip(rows, found, strict=True):
+            hypothesis.base_logprob = float(self.base.totals[slot])
+
+    def _rank(self, search: Search) -> tuple[Hypothesis | None, tuple[list[int], list[int]]]:
+        """Return the winner if the search is over, and the slots to copy if it goes on."""
+        ranking = self.ranking
+        if ranking.rows == 1:
+            return search.hypotheses[search.beam[0]], ([], [])
+        candidates = []
+        for number, slot in enumerate(search.beam):
+            hypothesis = search.hypotheses[slot]
+            parent = search.parent_values.get(slot, 0.0) if ranking.score == "advantage" else 0.0
+            hypothesis.score = hypothesis.value - parent
+            finished = hypothesis.row.finish is not None
+            candidates.append(Candidate(number, hypothesis.value, hypothesis.score, finished))
+        if ranking.compat == "w2s":
+            selection = select_published(candidates, ranking.beam_width)
+            winners = [search.hypotheses[search.beam[selection.parents[0]]]]
+        else:
+            selection = select(candidates, ranking.beam_width, [done.value for done in search.pool])
+            search.pool += [search.hypotheses[search.beam[number]] for number in selection.pooled]
+            winners = sorted(search.pool, key=lambda done: -done.value)
+        search.chunk += 1
+        if self.trace is not None:
+            self.trace(search, candidates, selection.parents, selection.over)
+        if selection.over:
+            return winners[0], ([], [])
+        return None, search.branch([search.beam[number] for number in selection.parents], ranking.successors)
+
+    def _finish(self, search: Search, winner: Hypothesis) -> Outcome:
+        self._retire(search)
+        state = winner.row
+        text = state.text
+        if text is None:
+            text = response_text(self.base.network.tokenizer, state.prompt_ids, state.tokens)
+        return Outcome(search.request, winner, text=text)
+
+    def _retire(self, search: Search) -> None:
+        self.searches.remove(search)
+        for slot in search.slots:
+            heapq.heappush(self.free, slot)
+
+
+def _picked(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return log-softmax(logits) (B,) at one token of each row."""
+    return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+
+
+def _out_of_memory(problem: RuntimeError) -> bool:
+    """Return whether an error says that memory ran out, on a GPU or a CPU."""
+    text = str(problem).lower()
+    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

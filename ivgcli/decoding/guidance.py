@@ -1,0 +1,46 @@
+"""Tilt the base's next-token distribution by values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ivgcli.decoding import TokenGuidance
+from ivgcli.values import Row
+
+CANDIDATES = 20
+"""Candidates of a value that needs some, if the recipe names no number (VAS and IVO use 20)."""
+
+
+def tilted(guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
+    """Return log π_base(a) + w·V(s·a) (B, V'), unnormalised.
+
+    Over the whole vocabulary this is the exact tilt. With candidates, the base's most probable C tokens are valued, and
+    the others get
+        prefix:   w·V(s), the value of the prefix, as if they changed nothing (IVO, eq. 5);
+        centred:  the mean of the candidates' values, so that values only move mass among candidates (VAS);
+        drop:     probability 0 (ARGS, FUDGE, RAD).
+    A constant per row does not matter, so the constant of the others is subtracted from the candidates instead.
+
+    Args:
+        guidance: value, weight, candidates, outside.
+        logprobs: (B, V) the base's log-probabilities; changed in place where that saves a copy.
+        rows: B rows whose streams have read everything.
+        states: their responses.
+    """
+    count = guidance.candidates
+    if count is None and guidance.value.needs_candidates:
+        count = CANDIDATES
+    if count is None:
+        values = guidance.value.next_values(rows, states, None)
+        width = min(values.shape[1], logprobs.shape[1])
+        return torch.add(logprobs[:, :width], values[:, :width], alpha=guidance.weight)
+    base, candidates = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
+    values = guidance.value.next_values(rows, states, candidates)
+    if guidance.outside == "drop":
+        empty = torch.full_like(logprobs, -torch.inf)
+        return empty.scatter_(1, candidates, base + guidance.weight * values)
+    level = values.mean(-1) if guidance.outside == "centred" else guidance.value.here(rows)
+    return logprobs.scatter(1, candidates, base + guidance.weight * (values - level[:, None]))

@@ -1,0 +1,224 @@
+"""Load networks, each copy of weights once: models, adapters over a shared base, value heads."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from ivgcli.errors import ModelError
+from ivgcli.models.network import Network, NotDrivable
+from ivgcli.models.references import Reference, resolve
+from ivgcli.models.slots import ATTENTION
+
+if TYPE_CHECKING:
+    from ivgcli.recipes import ModelSpec
+
+LANGUAGE_MODEL = "language model"
+VALUE = "value"
+
+
+class Networks:
+    """All networks of a run; asking twice for the same weights gives the same object.
+
+    Args:
+        device: torch device name, None for CUDA where there is one.
+        dtype: `auto` (float32 on a CPU, bfloat16 on a GPU) or a torch dtype's name, for models that do not say.
+    """
+
+    def __init__(self, device: str | None = None, dtype: str | None = None) -> None:
+        self.device = chosen_device(device)
+        self.dtype = dtype or "auto"
+        self._loaded: dict[tuple, Network] = {}
+
+    def language_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
+        """Return the network of a language model, and the name of its adapter if it is one over a shared base."""
+        reference = resolve(spec.model)
+        plain = Reference(reference.source, reference.revision)
+        network = self._get(spec, plain, LANGUAGE_MODEL)
+        return network, None if reference.adapter is None else self._adapter(network, reference.adapter)
+
+    def value_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
+        """Return the network of a sequence classifier read at every prefix (D = number of labels)."""
+        reference = resolve(spec.model)
+        if reference.adapter is not None:
+            return self._merged_value(spec, reference), None
+        return self._get(spec, reference, VALUE), None
+
+    def classifier(self, spec: ModelSpec) -> tuple[Any, Any]:
+        """Return a sequence classifier with one label and its tokenizer, for whole texts; encoders are welcome.
+
+        Raises:
+            ModelError: it has more than one label.
+        """
+        reference = resolve(spec.model)
+        model, tokenizer = self._from_pretrained(AutoModelForSequenceClassification, spec, reference, attention=None)
+        if model.config.num_labels != 1:
+            what = f"a classifier with {model.config.num_labels} labels, not a reward model with one"
+            raise ModelError(spec.model, what, "wrap it in a Python callable: module:function")
+        return model, tokenizer
+
+    def all(self) -> list[Network]:
+        """Return every network loaded so far."""
+        return list(self._loaded.values())
+
+    def _get(self, spec: ModelSpec, reference: Reference, kind: str) -> Network:
+        key = (reference.source, reference.revision, kind, self._dtype(spec), spec.quantization)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(spec, reference, kind)
+        return self._loaded[key]
+
+    def _dtype(self, spec: ModelSpec) -> torch.dtype:
+        name = spec.dtype if spec.dtype not in (None, "auto") else self.dtype
+        if name in (None, "auto"):
+            return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return getattr(torch, name)
+
+    def _load(self, spec: ModelSpec, reference: Reference, kind: str) -> Network:
+        architectures = self._config(spec, reference).architectures or []
+        classifier = any("SequenceClassification" in name for name in architectures)
+        if kind == LANGUAGE_MODEL and classifier:
+            raise ModelError(spec.model, f"a value model ({architectures[0]}), not a language model", "use it as guide.explicit")
+        if kind == VALUE and architectures and not classifier:
+            what = f"a language model ({architectures[0]}): it has no value head"
+            raise ModelError(spec.model, what, "train one with ivg train-explicit, or name a reward model")
+        auto = AutoModelForCausalLM if kind == LANGUAGE_MODEL else AutoModelForSequenceClassification
+        model, tokenizer = self._from_pretrained(auto, spec, reference)
+        if kind == LANGUAGE_MODEL:
+            head = model.get_output_embeddings()
+            width = int(head.weight.shape[0])
+        else:
+            head = getattr(model, "score", None)
+            if head is None:
+                what = f"a {model.config.model_type} classifier has no per-token value head"
+                raise NotDrivable(spec.model, what)
+            width = int(model.config.num_labels)
+        network = Network(spec.model, model, tokenizer, head, width)
+        network.require_drivable()
+        return network
+
+    def _config(self, spec: ModelSpec, reference: Reference) -> Any:
+        with load_errors(spec.model):
+            return AutoConfig.from_pretrained(
+                reference.source, revision=reference.revision, trust_remote_code=spec.trust_remote_code
+            )
+
+    def _from_pretrained(
+        self, auto: Any, spec: ModelSpec, reference: Reference, attention: str | None = ATTENTION
+    ) -> tuple[Any, Any]:
+        options = {"revision": reference.revision, "trust_remote_code": spec.trust_remote_code}
+        with load_errors(spec.model), quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(reference.source, **options)
+            model, report = auto.from_pretrained(
+                reference.source,
+                dtype=self._dtype(spec),
+                attn_implementation=attention,
+                quantization_config=quantization(spec.quantization),
+                device_map={"": self.device} if spec.quantization else None,
+                output_loading_info=True,
+                **options,
+            )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            what = f"weights are missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+            raise ModelError(spec.model, what, "name a complete checkpoint")
+        model = model.eval().requires_grad_(False)
+        return (model if spec.quantization else model.to(self.device)), tokenizer
+
+    def _adapter(self, network: Network, folder: str) -> str:
+        """Put an adapter over a loaded network (once) and return its name."""
+        from peft import PeftConfig, PeftModel
+
+        name = f"adapter-{folder}".replace(".", "-")
+        with load_errors(folder):
+            config = PeftConfig.from_pretrained(folder)
+        if config.is_prompt_learning or getattr(config, "modules_to_save", None):
+            what = f"a {config.peft_type.value} adapter with its own modules or virtual tokens cannot share the base's weights"
+            raise ModelError(folder, what, "merge it (merge_and_unload, save_pretrained) and name the merged folder")
+        with load_errors(folder):
+            if network.adapters is None:
+                network.adapters = PeftModel.from_pretrained(network.model, folder, adapter_name=name)
+                network.adapters.eval()
+            elif name not in network.adapters.peft_config:
+                network.adapters.load_adapter(folder, adapter_name=name)
+        return name
+
+    def _merged_value(self, spec: ModelSpec, reference: Reference) -> Network:
+        """Load a value head trained as an adapter, merged into a copy of its base: the head makes it another network."""
+        from peft import PeftModel
+
+        key = (reference, VALUE, self._dtype(spec))
+        if key not in self._loaded:
+            plain = Reference(reference.source, reference.revision)
+            options = {"revision": plain.revision, "trust_remote_code": spec.trust_remote_code}
+            with load_errors(spec.model), quiet_transformers():
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    plain.source, num_labels=1, dtype=self._dtype(spec), attn_implementation=ATTENTION, **options
+                )
+                tokenizer = AutoTokenizer.from_pretrained(plain.source, **options)
+                merged = PeftModel.from_pretrained(model, reference.adapter).merge_and_unload()
+            merged = merged.eval().requires_grad_(False).to(self.device)
+            network = Network(spec.model, merged, tokenizer, merged.score, 1)
+            network.require_drivable()
+            self._loaded[key] = network
+        return self._loaded[key]
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """Return the device of that name, or the first CUDA device, or the CPU.
+
+    Raises:
+        ModelError: CUDA is asked for and not there.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as problem:
+        raise ModelError("engine.device", f'no device "{name}"', "cpu, cuda or cuda:N") from problem
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("engine.device", f'"{name}", but torch sees no CUDA device', "--device cpu")
+    return device
+
+
+def quantization(kind: str | None) -> Any:
+    """Return the bitsandbytes settings for `4bit` or `8bit`, None for neither."""
+    if kind is None:
+        return None
+    if kind == "4bit":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    return transformers.BitsAndBytesConfig(load_in_8bit=True)
+
+
+@contextlib.contextmanager
+def load_errors(model: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one sentence that names the model."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as problem:
+        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        lowered = str(problem).lower()
+        if "gated" in lowered or "401" in lowered or "restricted" in lowered:
+            raise ModelError(model, "the hub wants a login for it", "accept its licence, then set HF_TOKEN") from problem
+        offline = ("connect", "offline", "couldn't", "resolve", "max retries", "timed out", "locate the file", "not a valid model")
+        if any(word in lowered for word in offline):
+            hint = "check the name and the network, or download it first and give its folder"
+            raise ModelError(model, "not a local folder, and the hub could not provide it", hint) from problem
+        raise ModelError(model, f"cannot be loaded ({first})", "check that it is a complete transformers model") from problem
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' loading reports; what matters in them is raised as an error here."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)

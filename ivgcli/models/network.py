@@ -1,0 +1,173 @@
+"""One loaded transformer, driven through slots: packed tokens in, hidden states and head outputs out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivgcli.errors import ModelError
+from ivgcli.models.slots import ATTENTION, Segment, SlotCache
+
+PROBE_TOKENS = 6
+PROBE_TOLERANCE = 2e-2
+"""Largest difference, relative to the spread of the outputs, between a model's own forward and ours; bf16 needs this much."""
+
+
+@dataclass
+class Ledger:
+    """What a network has been asked to do; tests assert on it and reports print it."""
+
+    passes: int = 0
+    """Forward passes."""
+    tokens: int = 0
+    """Tokens read in them."""
+    prefilled: int = 0
+    """Tokens of prompts among those."""
+    reread: int = 0
+    """Tokens read a second time because a retokenised text changed before them."""
+    peeked: int = 0
+    """Candidate tokens evaluated without being kept."""
+
+
+class NotDrivable(ModelError):
+    """A model that cannot be read token by token through slots; whole texts may still go through it."""
+
+
+@dataclass
+class Network:
+    """A decoder with a head, its tokenizer, and the adapters that may be switched on over it.
+
+    `head` is the output embedding of a language model (D = V) or the value head of a sequence classifier (D = 1 or V).
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    head: nn.Module
+    width: int
+    """D, outputs per position."""
+    adapters: Any = None
+    """The PeftModel around `model` when adapters are loaded."""
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embeddings, where packed tokens have to be."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model takes, prompt and response together; a very large number where it has no limit."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 10**9)
+
+    @contextlib.contextmanager
+    def variant(self, adapter: str | None) -> Iterator[None]:
+        """Switch `adapter` on (None: all off) for the passes inside."""
+        if self.adapters is None:
+            yield
+        elif adapter is None:
+            with self.adapters.disable_adapter():
+                yield
+        else:
+            if self.adapters.active_adapter != adapter:
+                self.adapters.set_adapter(adapter)
+            yield
+
+    def read(self, tokens: Tensor, segments: Sequence[Segment], adapter: str | None = None) -> Tensor:
+        """Run one packed pass and return the last hidden state (N, H) of every token.
+
+        Args:
+            tokens: (N,) token ids, the segments' tokens one after another.
+            segments: where each run of tokens belongs; their caches are written.
+            adapter: adapter to switch on, None for the plain model.
+        """
+        positions = torch.cat([segment.positions for segment in segments]) if len(segments) > 1 else segments[0].positions
+        self.ledger.passes += 1
+        self.ledger.tokens += tokens.shape[0]
+        with self.variant(adapter):
+            output = self.model.base_model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                use_cache=False,
+                segments=list(segments),
+            )
+        return output.last_hidden_state[0]
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """Return the head's outputs (…, D) in float32 for hidden states (…, H)."""
+        return self.head(hidden).float()
+
+    def require_drivable(self) -> None:
+        """Compare a tiny pass through slots with the model's own forward.
+
+        A family that scales its logits, masks differently or ignores the attention registry would decode nonsense in
+        silence; the comparison costs two passes over six tokens and needs no list of families.
+
+        Raises:
+            ModelError: the two differ, or the model does not take a packed pass.
+        """
+        kind = self.model.config.model_type
+        hint = "use a decoder such as llama, mistral, qwen2, qwen3 or gpt2"
+        limit = min(int(self.model.config.get_text_config().vocab_size), 1000)
+        tokens = torch.arange(3, 3 + PROBE_TOKENS, device=self.device) * 7 % limit
+        half = PROBE_TOKENS // 2
+        cache = SlotCache(self.layers, slots=3, capacity=PROBE_TOKENS)
+        kept = Ledger(**vars(self.ledger))
+        try:
+            with torch.inference_mode():
+                rows = []
+                for begin, stop in ((0, half), (half, PROBE_TOKENS)):
+                    segment = Segment(cache, [1], [begin], [stop - begin], self.device)
+                    rows.append(self.read(tokens[begin:stop], [segment]))
+                ours = self.outputs(torch.cat(rows))
+                theirs = self._plain(tokens)
+        except (KeyError, TypeError, AttributeError, NotImplementedError, ValueError) as problem:
+            raise NotDrivable(self.name, f"a model of type {kind} cannot be driven ({problem})", hint) from problem
+        finally:
+            self.ledger = kept
+        spread = theirs.std().clamp_min(1e-6)
+        difference = float((ours - theirs).abs().max() / spread)
+        if not difference < PROBE_TOLERANCE:
+            what = f"a model of type {kind} cannot be driven: outputs through slots differ by {difference:.2g} of their spread"
+            raise NotDrivable(self.name, what, hint)
+
+    def _plain(self, tokens: Tensor) -> Tensor:
+        """Return the outputs (N, D) of the model's own forward with transformers' own attention."""
+        wrapped = self.model
+        wrapped.set_attn_implementation("sdpa" if getattr(wrapped, "_supports_sdpa", True) else "eager")
+        try:
+            with self.variant(None):
+                if hasattr(wrapped, "score") or self.head is not wrapped.get_output_embeddings():
+                    hidden = wrapped.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state
+                    return self.outputs(hidden[0])
+                return wrapped(input_ids=tokens[None], use_cache=False).logits[0].float()
+        finally:
+            wrapped.set_attn_implementation(ATTENTION)
+
+
+def token_logprobs(network: Network, hidden: Tensor, tokens: Tensor, block: int = 256) -> Tensor:
+    """Return log p(token) (N,) in float64 of the tokens that follow the hidden states, without ever holding (N, V).
+
+    Args:
+        network: a language model.
+        hidden: (N, H) hidden state before each token.
+        tokens: (N,) the tokens.
+        block: rows per matrix product; 256 rows of a 50k vocabulary are 50 MB.
+    """
+    parts = []
+    for begin in range(0, tokens.shape[0], block):
+        logits = network.outputs(hidden[begin : begin + block])
+        parts.append(-F.cross_entropy(logits, tokens[begin : begin + block], reduction="none"))
+    return torch.cat(parts).double() if parts else hidden.new_zeros(0, dtype=torch.float64)

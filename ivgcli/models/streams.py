@@ -1,0 +1,300 @@
+"""What one network has read of every row: the prompt in its own format, then the response, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivgcli.models.failures import RowFailure
+from ivgcli.models.network import Network, token_logprobs
+from ivgcli.models.prompts import PromptFormat
+from ivgcli.models.slots import Segment, SlotCache
+
+PASS_TOKENS = 4096
+"""Tokens of one packed pass at most: enough for full matrix-product speed, small enough for the MLP's activations."""
+
+
+class Stream:
+    """One network's reading of all rows under one prompt format (and one adapter).
+
+    A row's sequence lives in the slot of the same number. `last` holds each row's hidden state after the last token read,
+    so the outputs there can be had at any time without reading anything twice; `first` holds the one after the prompt, so
+    that another sample of the prompt starts without reading it again. A language model also keeps, for each row, the
+    log-probability of the response under it (`totals`) and of how many tokens that is the sum (`counted`): a token that
+    is drawn from the model's own logits is counted before it is read.
+    """
+
+    def __init__(self, network: Network, prompts: PromptFormat, rows: int, adapter: str | None = None) -> None:
+        self.network = network
+        self.prompts = prompts
+        self.adapter = adapter
+        self.counting = False
+        """Whether `read_all` counts log-probabilities; set by whoever needs them."""
+        self.resize(rows)
+
+    def resize(self, rows: int) -> None:
+        """Forget everything, give the memory back, and start over with `rows` slots."""
+        self.slots = rows
+        self.cache = SlotCache(self.network.layers, rows)
+        self.lengths = [0] * rows
+        self.origins = [0] * rows
+        self.counted = [0] * rows
+        self.intact = [True] * rows
+        self.totals = torch.zeros(rows, dtype=torch.float64)
+        self.last: Tensor | None = None
+        self.first: Tensor | None = None
+
+    @property
+    def key(self) -> tuple[int, str | None, tuple]:
+        """What makes two streams read the same thing."""
+        return (id(self.network), self.adapter, self.prompts.key)
+
+    def responses_read(self, row: int) -> int:
+        """Return how many response tokens of `row` have been read."""
+        return self.lengths[row] - self.origins[row]
+
+    def unread(self, rows: Sequence[int], responses: Sequence[Sequence[int]]) -> Reading:
+        """Return the reading of whatever these rows have not read of their responses (token ids)."""
+        wanted = [(row, list(ids[self.responses_read(row) :])) for row, ids in zip(rows, responses, strict=True)]
+        wanted = [(row, ids) for row, ids in wanted if ids]
+        return Reading(self, [row for row, _ in wanted], [ids for _, ids in wanted])
+
+    def outputs(self, rows: Sequence[int]) -> Tensor:
+        """Return the head's outputs (B, D) after the last token read of each row."""
+        return self.network.outputs(self.hidden(rows))
+
+    def hidden(self, rows: Sequence[int]) -> Tensor:
+        """Return the hidden states (B, H) after the last token read of each row."""
+        return self.last[torch.as_tensor(rows, device=self.last.device)]
+
+    def count(self, rows: Sequence[int], logprobs: Tensor) -> None:
+        """Add the log-probability (B,) of the token that each row has just drawn, unless it is counted already.
+
+        A stream can have two roles, base and reference say, and each of them counts.
+        """
+        fresh = [i for i, row in enumerate(rows) if self.counted[row] == self.responses_read(row)]
+        index = [rows[i] for i in fresh]
+        self.totals[index] += logprobs[fresh].to(self.totals)
+        for row in index:
+            self.counted[row] += 1
+
+    def restart(self, targets: Sequence[int], source: int) -> None:
+        """Start `targets` at the end of the prompt that row `source` has read; it may be one of them."""
+        origin = self.origins[source]
+        others = [target for target in targets if target != source]
+        self.cache.copy(others, [source] * len(others), 0, origin)
+        state = self.first[source].clone()
+        for target in targets:
+            self.lengths[target] = self.origins[target] = origin
+            self.intact[target] = self.intact[source]
+            self.counted[target] = 0
+            self.totals[target] = 0.0
+            self.last[target] = state
+            self.first[target] = state
+
+    def copy(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        """Make the rows `targets` equal to the rows `sources` of the same prompt; no target is a source."""
+        if not targets:
+            return
+        start = min(self.origins[source] for source in sources)
+        self.cache.copy(targets, sources, start, max(self.lengths[source] for source in sources))
+        for target, source in zip(targets, sources, strict=True):
+            self.lengths[target] = self.lengths[source]
+            self.origins[target] = self.origins[source]
+            self.counted[target] = self.counted[source]
+            self.intact[target] = self.intact[source]
+        self.totals[list(targets)] = self.totals[list(sources)]
+        self.last[list(targets)] = self.last[list(sources)]
+        self.first[list(targets)] = self.first[list(sources)]
+
+    def rewind(self, row: int, length: int) -> None:
+        """Shorten a row to its first `length` tokens; its latest hidden state is then stale until something is read."""
+        self.network.ledger.reread += max(0, self.lengths[row] - length)
+        self.lengths[row] = length
+        self.intact[row] &= length >= self.origins[row]
+
+    def wipe(self, row: int) -> None:
+        """Clear a row that met a non-finite number, so that the slot's next owner starts clean."""
+        self.cache.wipe(row)
+        if self.last is not None:
+            self.last[row] = 0
+            self.first[row] = 0
+
+    def keep(self, rows: Sequence[int], hidden: Tensor, prompt: bool = False) -> None:
+        """Remember hidden states (B, H) as the latest of `rows`, and as those after their prompts if they are."""
+        if self.last is None:
+            self.last = hidden.new_zeros((self.slots, hidden.shape[-1]))
+            self.first = torch.zeros_like(self.last)
+        index = torch.as_tensor(rows, device=hidden.device)
+        self.last[index] = hidden
+        if prompt:
+            self.first[index] = hidden
+
+    def peek(self, rows: Sequence[int], tails: Tensor, starts: Sequence[int] | None = None) -> Peek:
+        """Read alternatives of equal length after each row without keeping them, in one packed pass.
+
+        Args:
+            rows: B rows.
+            tails: (B, C, n) token ids: C continuations of n tokens per row.
+            starts: position where the continuations of each row begin, at most its length; default: its length.
+
+        Returns:
+            The hidden states (B, C, n, H), and what is needed to keep one of them.
+        """
+        count, width = tails.shape[1], tails.shape[2]
+        starts = [self.lengths[row] for row in rows] if starts is None else list(starts)
+        self.cache.reserve(max(starts) + 1)
+        segment = Segment(self.cache, rows, starts, [count * width] * len(rows), self.network.device, tail_width=width)
+        flat = tails.reshape(-1).to(self.network.device)
+        hidden = self.network.read(flat, [segment], self.adapter)
+        self.network.ledger.peeked += int(flat.shape[0])
+        return Peek(self, list(rows), segment, hidden.view(len(rows), count, width, -1))
+
+
+@dataclass
+class Peek:
+    """Alternatives that a stream has looked at; committing one makes it read."""
+
+    stream: Stream
+    rows: list[int]
+    segment: Segment
+    hidden: Tensor
+    """(B, C, n, H)."""
+
+    def commit(self, picks: Sequence[int]) -> None:
+        """Keep alternative `picks[i]` of row i as its next token (-1: none); alternatives of one token only."""
+        self.segment.commit(picks)
+        chosen = [(i, row, pick) for i, (row, pick) in enumerate(zip(self.rows, picks, strict=True)) if pick >= 0]
+        if not chosen:
+            return
+        index, rows, picked = (list(part) for part in zip(*chosen, strict=True))
+        self.stream.keep(rows, self.hidden[index, picked, 0])
+        for row in rows:
+            self.stream.lengths[row] += 1
+        self.segment.peeked.clear()
+
+
+@dataclass
+class Reading:
+    """New tokens for some rows of one stream."""
+
+    stream: Stream
+    rows: list[int]
+    tokens: list[list[int]]
+    """The tokens of each row, at least one."""
+    prompt: bool = False
+    """Whether they are a prompt, which starts its row anew."""
+    hidden: Tensor | None = None
+    """Filled in by `read_all`: (N, H) hidden states of the tokens, row after row."""
+    before: Tensor | None = None
+    """Filled in by `read_all` unless it is a prompt: (N, H) hidden state in front of each token."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return sum(len(tokens) for tokens in self.tokens)
+
+
+def read_all(readings: Sequence[Reading]) -> None:
+    """Read everything, with one packed pass per network and adapter (several where a pass would grow too long).
+
+    Streams that share their weights share the pass: the weights are read from memory once for all of them.
+    """
+    groups: dict[tuple[int, str | None], list[Reading]] = {}
+    for reading in readings:
+        if reading.rows:
+            groups.setdefault((id(reading.stream.network), reading.stream.adapter), []).append(reading)
+    for members in groups.values():
+        if sum(reading.length for reading in members) <= PASS_TOKENS:
+            _read_pass(members)
+        else:
+            _read_in_parts(members)
+
+
+def _read_in_parts(members: Sequence[Reading]) -> None:
+    """Read in several passes of at most PASS_TOKENS tokens (or one row, if that alone is longer)."""
+    for reading in members:
+        parts: list[Reading] = []
+        for row, tokens in zip(reading.rows, reading.tokens, strict=True):
+            if not parts or parts[-1].length + len(tokens) > PASS_TOKENS:
+                parts.append(Reading(reading.stream, [], [], reading.prompt))
+            parts[-1].rows.append(row)
+            parts[-1].tokens.append(tokens)
+        for part in parts:
+            _read_pass([part])
+        reading.hidden = torch.cat([part.hidden for part in parts])
+        reading.before = torch.cat([part.before for part in parts])
+
+
+def _read_pass(batch: Sequence[Reading]) -> None:
+    """Run one packed pass and move every stream forward."""
+    network = batch[0].stream.network
+    segments, flat = [], []
+    for reading in batch:
+        stream = reading.stream
+        counts = [len(tokens) for tokens in reading.tokens]
+        starts = [0 if reading.prompt else stream.lengths[row] for row in reading.rows]
+        require_room(stream, reading.rows, starts, counts)
+        stream.cache.reserve(max(start + count for start, count in zip(starts, counts, strict=True)))
+        segments.append(Segment(stream.cache, reading.rows, starts, counts, network.device))
+        flat.extend(token for tokens in reading.tokens for token in tokens)
+    hidden = network.read(torch.tensor(flat, device=network.device), segments, batch[0].stream.adapter)
+    end = 0
+    for reading, segment in zip(batch, segments, strict=True):
+        begin, end = end, end + segment.tokens
+        reading.hidden = hidden[begin:end]
+        _advance(reading, segment)
+        if reading.stream.counting and not reading.prompt:
+            _count(reading)
+
+
+def require_room(stream: Stream, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+    """Refuse rows that outgrow the network's context, where position embeddings would run out."""
+    limit = stream.network.context
+    long = [row for row, start, count in zip(rows, starts, counts, strict=True) if start + count > limit]
+    if long:
+        what = f"prompt and response are longer than its context of {limit:,} tokens"
+        raise RowFailure(stream.network.name, what, "shorten the prompt or lower --max-new-tokens", long)
+
+
+def _advance(reading: Reading, segment: Segment) -> None:
+    """Book what a reading has read: lengths, latest hidden states, and the states in front of every token."""
+    stream, counts = reading.stream, segment.counts
+    ends = np.cumsum(counts) - 1
+    if not reading.prompt:
+        reading.before = torch.roll(reading.hidden, 1, 0)
+        reading.before[torch.from_numpy(ends - counts + 1)] = stream.hidden(reading.rows)
+    stream.keep(reading.rows, reading.hidden[torch.from_numpy(ends)], reading.prompt)
+    for row, count in zip(reading.rows, counts.tolist(), strict=True):
+        if reading.prompt:
+            stream.lengths[row] = stream.origins[row] = count
+            stream.counted[row] = 0
+            stream.intact[row] = True
+            stream.totals[row] = 0.0
+            stream.network.ledger.prefilled += count
+        else:
+            stream.lengths[row] += count
+
+
+def _count(reading: Reading) -> None:
+    """Add to each row's log-probability the tokens of a finished reading that are not counted yet."""
+    stream = reading.stream
+    places, owners, end = [], [], 0
+    for row, tokens in zip(reading.rows, reading.tokens, strict=True):
+        begin, end = end, end + len(tokens)
+        index = stream.responses_read(row) - len(tokens)
+        fresh = range(begin + max(0, stream.counted[row] - index), end)
+        places.extend(fresh)
+        owners.extend([row] * len(fresh))
+        stream.counted[row] = max(stream.counted[row], stream.responses_read(row))
+    if not places:
+        return
+    flat = [token for tokens in reading.tokens for token in tokens]
+    device = reading.before.device
+    targets = torch.tensor([flat[place] for place in places], device=device)
+    logprobs = token_logprobs(stream.network, reading.before[torch.tensor(places, device=device)], targets)
+    stream.totals.index_add_(0, torch.tensor(owners), logprobs.to(stream.totals))

@@ -1,0 +1,60 @@
+"""From response ids back to text, without losing a leading space or half a character, and stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+ANCHOR = 4
+"""Prompt tokens decoded in front of a response, because many tokenizers treat the first token of a text differently."""
+
+
+def response_text(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
+    """Return the text of a response as it continues its prompt; special tokens are left out.
+
+    Decoding the response alone would drop the leading space that SentencePiece hides in its first token, so it is decoded
+    behind the end of its prompt and the prompt's text is cut off.
+    """
+    if not response_ids:
+        return ""
+    anchor = list(prompt_ids[-ANCHOR:])
+    before = _decode(tokenizer, anchor)
+    whole = _decode(tokenizer, anchor + list(response_ids))
+    return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, response_ids)
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class StopStrings:
+    """Finds stop strings while decoding, looking at text only when the newest token could complete one.
+
+    Args:
+        tokenizer: tokenizer of the base.
+        stops: strings that end a response; they are not part of it.
+        vocabulary: number of token ids.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.stops = tuple(stops)
+        self.window = 4 * max((len(stop.encode()) for stop in stops), default=0)
+        lasts = {stop[-1] for stop in stops}
+        # A token that is not valid text by itself (part of a character) may complete anything.
+        self.closing = frozenset(
+            token
+            for token in (range(vocabulary) if stops else ())
+            if any(char in lasts or char == "�" for char in _decode(tokenizer, [token]))
+        )
+
+    def find(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str | None:
+        """Return the response's text before the first stop string, or None while there is none."""
+        if not self.stops or response_ids[-1] not in self.closing:
+            return None
+        recent = _decode(self.tokenizer, response_ids[-self.window :])
+        if not any(stop in recent for stop in self.stops):
+            return None
+        text = response_text(self.tokenizer, prompt_ids, response_ids)
+        places = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
+        return text[: min(places)] if places else None

@@ -1,0 +1,37 @@
+"""Recipes: what a run is, as validated, frozen values that read from YAML and write back to it.
+
+`load` resolves a recipe file, `--set` overrides, flags and guides into one recipe; `to_yaml` writes
+it down in full, and `run_id` names it. Nothing here touches a model or the network.
+"""
+
+from ivgcli.recipes.guide import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
+from ivgcli.recipes.references import shipped_dir, shipped_guides
+from ivgcli.recipes.resolve import load, run_id, to_yaml
+from ivgcli.recipes.schema import (
+    MODES,
+    BonRecipe,
+    ChunkSpec,
+    EngineSpec,
+    GenerateRecipe,
+    SamplingSpec,
+    TokenSpec,
+)
+
+__all__ = [
+    "MODES",
+    "BonRecipe",
+    "ChunkSpec",
+    "EngineSpec",
+    "ExplicitSpec",
+    "GenerateRecipe",
+    "Guide",
+    "ImplicitSpec",
+    "ModelSpec",
+    "SamplingSpec",
+    "TokenSpec",
+    "load",
+    "run_id",
+    "shipped_dir",
+    "shipped_guides",
+    "to_yaml",
+]

@@ -1,0 +1,214 @@
+"""The recipes of the decoding commands and their sections.
+
+Names, types, defaults, and the sentences for combinations that make no sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, FiniteFloat, field_validator, model_validator
+
+from ivgcli.recipes.guide import Dtype, ExplicitSpec, Guide, ModelSpec, Section, Text
+
+Value = Literal["implicit", "explicit"]
+"""The two kinds of value a guide can hold."""
+
+MODES: dict[str, tuple[Value | None, Value | None]] = {
+    "base": (None, None),
+    "eft-i": ("implicit", None),
+    "eft-e": ("explicit", None),
+    "cbs-i": (None, "implicit"),
+    "cbs-e": (None, "explicit"),
+    "eft-i+cbs-i": ("implicit", "implicit"),
+    "eft-e+cbs-e": ("explicit", "explicit"),
+    "eft-e+cbs-i": ("explicit", "implicit"),
+    "ivg": ("implicit", "explicit"),
+}
+"""Each mode as a pair: the value that guides tokens, the value that ranks chunks."""
+
+ModeName = Literal[
+    "base", "eft-i", "eft-e", "cbs-i", "cbs-e", "eft-i+cbs-i", "eft-e+cbs-e", "eft-e+cbs-i", "ivg"
+]
+Vocabulary = Literal["auto", "same", "ids"]
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class TokenSpec(Section):
+    """How a value tilts the next-token distribution."""
+
+    weight: FiniteFloat = 1.0
+    """Strength of token guidance; 0 is the base model."""
+    candidates: AtLeastOne | None = None
+    """Most likely tokens of the base that are evaluated; unset: 20 for a scalar value, else all."""
+    outside: Literal["prefix", "centred", "drop"] = "prefix"
+    """What the other tokens get.
+
+    prefix: the prefix's value (IVO); centred: nothing, with the candidates' values centred on their
+    mean (VAS); drop: no probability (ARGS, FUDGE)."""
+    every: AtLeastOne = 1
+    """Guide every n-th token only (block-wise sampling)."""
+    warp: Literal["before", "after"] = "after"
+    """Whether temperature, top-k and top-p apply before or after guidance."""
+
+
+class ChunkSpec(Section):
+    """How chunks are ranked: chunk-level beam search."""
+
+    beam_width: AtLeastOne = 2
+    """W, hypotheses kept."""
+    successors: AtLeastOne = 2
+    """K, continuations of each hypothesis."""
+    chunk_length: AtLeastOne | None = 30
+    """L, tokens between rankings; null: the whole response."""
+    score: Literal["absolute", "advantage"] = "absolute"
+    """Rank by a candidate's value, or by its difference to its parent's."""
+    compat: Literal["w2s"] | None = None
+    """Treat finished hypotheses as the published weak-to-strong-search code does."""
+
+
+class SamplingSpec(Section):
+    """How tokens are drawn."""
+
+    samples: AtLeastOne = 1
+    """Responses for each prompt."""
+    temperature: Annotated[FiniteFloat, Field(ge=0)] = 1.0
+    """0 takes the most likely token."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from the k most likely tokens only; 0: from all."""
+    top_p: Annotated[FiniteFloat, Field(gt=0, le=1)] = 1.0
+    """Draw from the smallest set of tokens that holds this probability; 1: from all."""
+    max_new_tokens: AtLeastOne = 256
+    """Longest response, in tokens of the base."""
+    stop: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Texts that end a response, one or a list."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def accept_one(cls, raw: Any) -> Any:
+        """Read a single text as a list of one."""
+        return (raw,) if isinstance(raw, str) else raw
+
+
+class EngineSpec(Section):
+    """Where and how wide to decode. Rows and device never change what a response says."""
+
+    device: Text | None = None
+    """cpu, cuda, cuda:1, …; unset: a GPU if there is one."""
+    dtype: Dtype | None = None
+    """Number format of models that do not name one."""
+    rows: AtLeastOne | None = None
+    """Sequences that decode at once; unset: what memory holds."""
+
+
+def offered(guide: Any) -> tuple[Value, ...]:
+    """Return the kinds of value that a `Guide`, its raw mapping or None holds."""
+    if isinstance(guide, Guide):
+        guide = dict(guide)
+    kinds: tuple[Value, ...] = ("implicit", "explicit")
+    return tuple(kind for kind in kinds if isinstance(guide, Mapping) and guide.get(kind))
+
+
+def describe_offer(guide: Any) -> str:
+    """Return what the guide holds as the end of a sentence."""
+    if guide is None:
+        return "no guide is given"
+    named = dict(guide).get("name", "inline") if isinstance(guide, (Guide, Mapping)) else guide
+    return f'guide "{named}" has {" and ".join(offered(guide)) or "none"} only'
+
+
+class Decoding(Section):
+    """The keys that all decoding commands share."""
+
+    checked_key: ClassVar[str]
+    """The key that `shortfall` is about."""
+
+    version: Literal[1] = 1
+    """Version of the recipe format."""
+    base: ModelSpec
+    """The large frozen model that is steered."""
+    guide: Guide | None = None
+    """Where values come from: NAME, FILE, DIR, a list of them, or the guide itself."""
+    sampling: SamplingSpec = SamplingSpec()
+    """How tokens are drawn."""
+    seed: int = 0
+    """Seed of all draws."""
+    vocabulary: Vocabulary = "auto"
+    """Guidance across vocabularies.
+
+    auto: find the exact way; same: refuse; ids: add by id, as published code does."""
+    engine: EngineSpec = EngineSpec()
+    """Where and how wide to decode."""
+
+    @classmethod
+    def shortfall(cls, raw: Mapping[str, Any]) -> str | None:
+        """Return a sentence if the recipe, given by its keys, asks for a value it does not have."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def check_values(self) -> Decoding:
+        """Refuse a recipe that lacks the value it asks for."""
+        sentence = self.shortfall(dict(self))
+        if sentence is not None:
+            raise ValueError(sentence)
+        return self
+
+
+class GenerateRecipe(Decoding):
+    """What `ivg generate` runs."""
+
+    checked_key: ClassVar[str] = "mode"
+
+    mode: ModeName = "base"
+    """How tokens are drawn and chunks are ranked."""
+    token: TokenSpec = TokenSpec()
+    """Token guidance, in the modes that have it."""
+    chunk: ChunkSpec = ChunkSpec()
+    """Chunk ranking, in the modes that have it."""
+
+    @classmethod
+    def shortfall(cls, raw: Mapping[str, Any]) -> str | None:
+        """Return a sentence if the mode needs a value that the guide lacks."""
+        mode, guide = raw.get("mode", "base"), raw.get("guide")
+        if not isinstance(mode, str) or mode not in MODES:
+            return None
+        have = offered(guide)
+        needed = [kind for kind in ("implicit", "explicit") if kind in MODES[mode]]
+        if set(needed) <= set(have):
+            return None
+        able = [name for name, pair in MODES.items() if set(pair) - {None} <= set(have)]
+        return (
+            f"{mode} needs an {' and an '.join(needed)} value, and {describe_offer(guide)}"
+            f" → add one with --guide, or choose --mode {' or '.join(able)}"
+        )
+
+
+class BonRecipe(Decoding):
+    """What `ivg bon` runs."""
+
+    checked_key: ClassVar[str] = "by"
+
+    by: Literal["implicit", "explicit", "reward"] = "reward"
+    """What ranks the drawn responses."""
+    best_of: AtLeastOne = 4
+    """N, responses drawn for each one kept."""
+    reward: ExplicitSpec | None = None
+    """The reward of `by: reward`."""
+
+    @classmethod
+    def shortfall(cls, raw: Mapping[str, Any]) -> str | None:
+        """Return a sentence if the value that ranks is not there."""
+        by, guide = raw.get("by", "reward"), raw.get("guide")
+        if by == "reward" and raw.get("reward") is None:
+            ways = [f"--by {kind}" for kind in offered(guide)]
+            return "reward needs a reward, and none is given → " + " or ".join(
+                ["name one with --reward MODEL or --reward module:function", *ways]
+            )
+        if by in ("implicit", "explicit") and by not in offered(guide):
+            return (
+                f"{by} needs an {by} value, and {describe_offer(guide)}"
+                f" → add one with --guide, or choose another --by"
+            )
+        return None

@@ -1,0 +1,65 @@
+"""Reward models that read a whole text at once, encoders included; nothing is cached between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ivgcli.models.prompts import PromptFormat
+
+BATCH = 16
+
+
+class RewardModel:
+    """A sequence classifier with one label, read out at the end of prompt and response.
+
+    Texts are scored in batches of similar length. The read-out of a decoder is at the last token by the attention mask,
+    never by a search for the padding id, which fails when padding is EOS.
+
+    Args:
+        name: what to call it in errors.
+        model: a sequence classifier with one label.
+        tokenizer: its tokenizer.
+        prompts: how it is shown a prompt.
+    """
+
+    def __init__(self, name: str, model: nn.Module, tokenizer: Any, prompts: PromptFormat) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        """Return the reward of each response."""
+        texts = [self.prompts.render(prompt, None) + text for prompt, text in zip(prompts, responses, strict=True)]
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        rewards = [0.0] * len(texts)
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        for begin in range(0, len(order), BATCH):
+            chosen = order[begin : begin + BATCH]
+            batch = self.tokenizer(
+                [texts[index] for index in chosen],
+                padding=True,
+                truncation=limit is not None,
+                max_length=limit,
+                add_special_tokens=not self.prompts.chat,
+                return_tensors="pt",
+            ).to(self.model.device)
+            for index, reward in zip(chosen, self._read_out(batch), strict=True):
+                rewards[index] = reward
+        return rewards
+
+    def _read_out(self, batch: Any) -> list[float]:
+        score = getattr(self.model, "score", None)
+        if score is None:
+            return self.model(**batch).logits[:, 0].float().tolist()
+        hidden = self.model.base_model(**batch).last_hidden_state
+        last = batch["attention_mask"].sum(-1) - 1
+        return score(hidden[torch.arange(len(last)), last])[:, 0].float().tolist()

@@ -1,0 +1,98 @@
+"""The implicit value: log-probability of a tuned model minus that of its untuned reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ivgcli.models.streams import Stream, read_all
+from ivgcli.values import Row, require_finite
+
+FLOOR = -1e30
+"""A token that both models forbid has log-ratio 0, not −inf − (−inf)."""
+
+
+class ImplicitValue:
+    """V(x, y≤t) = Σ_{i≤t} [ log π_tuned(y_i | x, y<i) − log π_ref(y_i | x, y<i) ].
+
+    Exact up to a constant per prompt for a pair trained with KL regularisation, so it ranks prefixes of one prompt, not
+    prompts. If tuned and reference are one stream, V is 0.
+
+    Args:
+        tuned: stream of the tuned model.
+        reference: stream of its untuned reference; may be the base's own stream.
+
+    Reference:
+        Liu et al. (2024), IVG, eq. 5, 6 and 9; Zhou et al. (2024), weak-to-strong search.
+    """
+
+    needs_candidates = False
+
+    def __init__(self, name: str, tuned: Stream, reference: Stream) -> None:
+        self.name = name
+        self.tuned = tuned
+        self.reference = reference
+        self._latest: tuple[Tensor, Tensor] | None = None
+        tuned.counting = reference.counting = True
+
+    def streams(self) -> list[Stream]:
+        """Return tuned and reference."""
+        return [self.tuned, self.reference]
+
+    def token_streams(self) -> list[Stream]:
+        """Return tuned and reference."""
+        return [self.tuned, self.reference]
+
+    def start(self, row: int, state: Row) -> None:
+        """Nothing to do: the streams keep the sums."""
+
+    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+        """Return log π_tuned − log π_ref of the next token: (B, V), or (B, C) for candidates."""
+        tuned = _logprobs(self.tuned, rows)
+        reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
+        self._latest = (tuned, reference)
+        if candidates is not None:
+            tuned, reference = tuned.gather(1, candidates), reference.gather(1, candidates)
+        width = min(tuned.shape[1], reference.shape[1])
+        return tuned[:, :width] - reference[:, :width]
+
+    def here(self, rows: Sequence[int]) -> Tensor:
+        """Return 0: the next token's log-ratio is what it adds to the prefix."""
+        return torch.zeros(len(rows), device=self.tuned.network.device)
+
+    def drawn(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Count the drawn tokens from the logits at hand, so that no token is read just to be scored."""
+        index = torch.as_tensor(tokens, device=self._latest[0].device)[:, None]
+        for stream, logprobs in zip(dict.fromkeys(self.streams()), self._latest, strict=False):
+            stream.count(rows, logprobs.gather(1, index)[:, 0])
+        self._latest = None
+
+    def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
+        """Return the log-ratio of each response so far; tokens not counted yet are read in one packed pass per network."""
+        readings = []
+        for stream in dict.fromkeys(self.streams()):
+            behind = [(row, state.tokens) for row, state in zip(rows, states, strict=True)
+                      if stream.counted[row] < len(state.tokens)]
+            readings.append(stream.unread([row for row, _ in behind], [tokens for _, tokens in behind]))
+        read_all(readings)
+        index = list(rows)
+        for stream in self.streams():
+            require_finite(stream.network.name, rows, stream.totals[index])
+        return self.tuned.totals[index] - self.reference.totals[index]
+
+    def copy(self, targets: Sequence[int], sources: Sequence[int]) -> None:
+        """Nothing to do: the streams keep the sums."""
+
+    def resize(self, rows: int) -> None:
+        """Drop the latest logits."""
+        self._latest = None
+
+
+def _logprobs(stream: Stream, rows: Sequence[int]) -> Tensor:
+    """Return the next-token log-probabilities (B, V) of a language model's stream, in float32."""
+    logprobs = torch.log_softmax(stream.outputs(rows), dim=-1).clamp_(min=FLOOR)
+    # One NaN or +∞ among the logits makes its whole row NaN, so one column tells.
+    require_finite(stream.network.name, rows, logprobs[:, 0])
+    return logprobs

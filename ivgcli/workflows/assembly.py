@@ -1,0 +1,171 @@
+"""From a recipe to networks, streams and values, each built once and shared wherever two roles read the same thing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ivgcli.errors import ModelError
+from ivgcli.models.loading import Networks
+from ivgcli.models.network import Network, NotDrivable
+from ivgcli.models.prompts import PLACEHOLDER, PromptFormat
+from ivgcli.models.streams import Stream
+from ivgcli.models.vocabulary import compare
+from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
+from ivgcli.scoring.callables import CallableScorer
+from ivgcli.scoring.pointwise import RewardModel
+from ivgcli.values import Value
+from ivgcli.values.by_text import Reader, RetokenisedImplicitValue, RetokenisedScalarValue, ScorerValue
+from ivgcli.values.explicit import ScalarValue, TokenQValue
+from ivgcli.values.implicit import ImplicitValue
+from ivgcli.values.weighted import WeightedSum
+
+CHOICES = "use a guide of the base's family, or a mode that ranks by text: cbs-i, cbs-e, or ivg bon"
+
+
+class Assembly:
+    """The base of a run and the values of its guide.
+
+    Args:
+        spec: the base.
+        device: torch device name, or None.
+        dtype: dtype name for models that name none, or None.
+        vocabulary: `auto`, `same` or `ids`, as in a recipe.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, device: str | None = None, dtype: str | None = None, vocabulary: str = "auto"
+    ) -> None:
+        self.networks = Networks(device, dtype)
+        self.vocabulary = vocabulary
+        self.notes: list[str] = []
+        self._streams: dict[tuple, Stream] = {}
+        network, adapter = self.networks.language_model(spec)
+        self.base = self._stream(network, prompt_format(network, spec), adapter)
+        self.base.counting = True
+        self.eos_ids = eos_ids(network)
+        self.width = network.width
+        self.reader = Reader(network.tokenizer, self.eos_ids, network.device)
+
+    def implicit(self, guide: Guide, for_tokens: bool) -> Value:
+        """Return the sum of a guide's implicit values.
+
+        Args:
+            guide: the guide; it has at least one implicit value.
+            for_tokens: whether it guides tokens, for which its vocabulary has to be the base's.
+        """
+        return weighted([(self._implicit(spec, for_tokens), spec.weight) for spec in guide.implicit])
+
+    def explicit(self, specs: Sequence[ExplicitSpec], for_tokens: bool) -> Value:
+        """Return the sum of explicit values, or rewards read as such; arguments as for `implicit`."""
+        return weighted([(self._explicit(spec, for_tokens), spec.weight) for spec in specs])
+
+    def _implicit(self, spec: ImplicitSpec, for_tokens: bool) -> Value:
+        if spec.model is not None:
+            network, adapter = self.networks.language_model(spec.model)
+            pair = [
+                (network, prompted_format(network, spec.model, text), adapter)
+                for text in (spec.tuned_prompt, spec.reference_prompt)
+            ]
+            name = spec.model.model
+        else:
+            pair = []
+            for model in (spec.tuned, spec.reference):
+                network, adapter = self.networks.language_model(model)
+                pair.append((network, prompt_format(network, model), adapter))
+            name = f"{spec.tuned.model} - {spec.reference.model}"
+        if all([self._same_vocabulary(network, for_tokens) for network, _, _ in pair]):
+            tuned, reference = (self._stream(*member) for member in pair)
+            if for_tokens:
+                self.width = min(self.width, *(network.width for network, _, _ in pair))
+            return ImplicitValue(name, tuned, reference)
+        tuned, reference = (Stream(network, form, 1, adapter) for network, form, adapter in pair)
+        return RetokenisedImplicitValue(name, tuned, reference, self.reader)
+
+    def _explicit(self, spec: ExplicitSpec, for_tokens: bool) -> Value:
+        if spec.callable is not None:
+            return ScorerValue(CallableScorer(spec.callable), self.reader)
+        name = spec.model.model
+        try:
+            network, _ = self.networks.value_model(spec.model)
+        except NotDrivable:
+            model, tokenizer = self.networks.classifier(spec.model)
+            form = PromptFormat(tokenizer, spec.model.template, spec.model.system, spec.model.chat)
+            return ScorerValue(RewardModel(name, model, tokenizer, form), self.reader)
+        head = spec.head
+        if head == "auto":
+            head = "scalar" if network.width == 1 else "token-q"
+        if head == "scalar" and network.width != 1:
+            raise ModelError(name, f"a head with {network.width} outputs, not a scalar one", "head: token-q")
+        if head == "token-q" and network.width < len(network.tokenizer):
+            what = f"a head with {network.width} outputs for {len(network.tokenizer)} tokens"
+            raise ModelError(name, what, "head: scalar, or name a checkpoint with one output per token")
+        # Explicit values never share a stream: each commits its own candidates.
+        stream = Stream(network, prompt_format(network, spec.model), 1)
+        if head == "token-q":
+            if not self._same_vocabulary(network, True):
+                raise AssertionError("a difference has been refused")
+            self.width = min(self.width, network.width)
+            return TokenQValue(name, stream)
+        if spec.by_text or not self._same_vocabulary(network, False):
+            return RetokenisedScalarValue(name, stream, self.reader)
+        return ScalarValue(name, stream)
+
+    def _same_vocabulary(self, guide: Network, needed: bool) -> bool:
+        """Return whether `guide` reads the base's ids as the base means them.
+
+        Raises:
+            ModelError: it does not, and the recipe or the mode cannot do without.
+        """
+        base = self.base.network
+        if guide.tokenizer is base.tokenizer:
+            return True
+        match = compare(base.tokenizer, guide.tokenizer)
+        if match.same:
+            return True
+        where = f"{base.name} and {guide.name}"
+        if self.vocabulary == "ids":
+            self.notes.append(f"warning: {where}: {match.sentence()}; ids are taken as they are, as published code does")
+            return True
+        if self.vocabulary == "same":
+            raise ModelError(where, f"vocabulary: same, but {match.sentence()}", "use a guide of the base's family")
+        if needed:
+            raise ModelError(where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES)
+        self.notes.append(f"{guide.name} has another vocabulary than {base.name}: it reads responses as text")
+        return False
+
+    def _stream(self, network: Network, prompts: PromptFormat, adapter: str | None) -> Stream:
+        stream = Stream(network, prompts, 1, adapter)
+        return self._streams.setdefault(stream.key, stream)
+
+
+def prompt_format(network: Network, spec: ModelSpec) -> PromptFormat:
+    """Return how a model of a recipe is shown a prompt."""
+    return PromptFormat(network.tokenizer, spec.template, spec.system, spec.chat)
+
+
+def prompted_format(network: Network, spec: ModelSpec, text: str | None) -> PromptFormat:
+    """Return the format of one side of a prompt pair: a template if it holds `{prompt}`, else a system prompt or prefix."""
+    if text is None:
+        return prompt_format(network, spec)
+    chat = bool(network.tokenizer.chat_template) if spec.chat is None else spec.chat
+    if PLACEHOLDER in text:
+        return PromptFormat(network.tokenizer, text, spec.system, chat)
+    return PromptFormat(network.tokenizer, spec.template, text, chat)
+
+
+def weighted(parts: Sequence[tuple[Value, float]]) -> Value:
+    """Return the weighted sum of values; a single one with weight 1 is itself."""
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    return WeightedSum([value for value, _ in parts], [weight for _, weight in parts])
+
+
+def eos_ids(network: Network) -> frozenset[int]:
+    """Return every id that ends a response: of the generation config, and the tokenizer's own."""
+    found: set[int] = set()
+    config: Any = getattr(network.model, "generation_config", None)
+    for given in (getattr(config, "eos_token_id", None), network.tokenizer.eos_token_id):
+        if given is not None:
+            found.update(given if isinstance(given, (list, tuple)) else [given])
+    return frozenset(int(token) for token in found)

@@ -1,0 +1,266 @@
+"""`ivg generate`: prompts under a mode to responses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
+from ivgcli.decoding.beams import Candidate
+from ivgcli.decoding.engine import SINGLE, Engine
+from ivgcli.decoding.search import Outcome, Request, Search
+from ivgcli.errors import RecipeError
+from ivgcli.models.text import response_text
+from ivgcli.recipes import MODES, GenerateRecipe, SamplingSpec, run_id
+from ivgcli.records import Prompt, ResponseWriter, TraceWriter
+from ivgcli.values import Prompted, Value
+from ivgcli.workflows.assembly import Assembly
+from ivgcli.workflows.capacity import affordable_rows, peak_memory
+
+
+class Narrator(Protocol):
+    """What a workflow tells while it runs; `console.Progress` is one."""
+
+    def advance(self, count: int = 1, text: str | None = None) -> None:
+        """Count finished responses."""
+
+    def note(self, text: str) -> None:
+        """Show a few words beside the count."""
+
+    def say(self, text: str) -> None:
+        """Tell something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Tell something that may be wrong."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to."""
+
+    records: int
+    failures: list[tuple[str, str]]
+    """(id, sentence) of each record that has no response."""
+    tokens: int
+    """Tokens of the responses written."""
+    seconds: float
+    """Of decoding, without loading."""
+    rows: int
+    peak_memory_bytes: int | None
+    notes: tuple[str, ...] = ()
+
+
+def generate(
+    recipe: GenerateRecipe,
+    prompts: Sequence[Prompt],
+    writer: ResponseWriter,
+    trace: TraceWriter | None = None,
+    progress: Narrator | None = None,
+) -> Summary:
+    """Decode every prompt `sampling.samples` times under the recipe's mode and write each response as it ends.
+
+    Raises:
+        ModelError: a model cannot be had, driven or used in this mode.
+        RecipeError: one search needs more rows than `engine.rows`.
+    """
+    engine_spec = recipe.engine
+    assembly = Assembly(recipe.base, engine_spec.device, engine_spec.dtype, recipe.vocabulary)
+    mode = build_mode(recipe, assembly)
+    keys = [
+        (prompt, sample)
+        for prompt in prompts
+        for sample in range(recipe.sampling.samples)
+        if (prompt.id, sample) not in writer.done
+    ]
+    known = {prompt.id: prompted(prompt) for prompt in prompts}
+    requests = [Request(known[prompt.id], sample) for prompt, sample in keys]
+    by_id = {prompt.id: prompt for prompt in prompts}
+    shared = shared_fields(recipe, recipe.mode)
+
+    def record(outcome: Outcome) -> None:
+        request = outcome.request
+        fields = {**shared, "sample": request.sample}
+        writer.write(by_id[request.prompt.id].respond(response_fields(outcome, fields)))
+
+    return decode_all(recipe, assembly, mode, requests, record, tracer(trace, assembly), progress)
+
+
+def build_mode(recipe: GenerateRecipe, assembly: Assembly) -> Mode:
+    """Return the mode of a recipe, its values built."""
+    for_tokens, for_chunks = MODES[recipe.mode]
+    values: dict[str, Value] = {}
+    for kind in ("implicit", "explicit"):
+        if kind in (for_tokens, for_chunks):
+            if kind == "implicit":
+                values[kind] = assembly.implicit(recipe.guide, kind == for_tokens)
+            else:
+                values[kind] = assembly.explicit(recipe.guide.explicit, kind == for_tokens)
+    token = chunk = None
+    if for_tokens is not None:
+        spec = recipe.token
+        token = TokenGuidance(
+            values[for_tokens], spec.weight, spec.candidates, spec.outside, spec.every, spec.warp
+        )
+    if for_chunks is not None:
+        spec = recipe.chunk
+        chunk = ChunkRanking(
+            values[for_chunks], spec.beam_width, spec.successors, spec.chunk_length, spec.score, spec.compat
+        )
+    return Mode(recipe.mode, token, chunk)
+
+
+def decode_all(
+    recipe: Any,
+    assembly: Assembly,
+    mode: Mode,
+    requests: Sequence[Request],
+    record: Callable[[Outcome], None],
+    trace: Callable[..., None] | None,
+    progress: Narrator | None,
+    advance: Callable[[Outcome], int] = lambda outcome: 1,
+) -> Summary:
+    """Run the engine over requests and hand every outcome on.
+
+    Args:
+        recipe: gives sampling, seed and engine.
+        assembly: base and values.
+        mode: how to decode.
+        requests: what to decode.
+        record: takes each outcome, in the order of finishing.
+        trace: called at every ranking.
+        progress: told how far things are.
+        advance: how many wanted responses an outcome completes.
+    """
+    limits = sampling_limits(recipe.sampling)
+    engine = Engine(
+        assembly.base,
+        mode,
+        limits,
+        assembly.eos_ids,
+        rows=1,
+        seed=recipe.seed,
+        width=assembly.width,
+        trace=trace,
+        warn=progress.warn if progress is not None else lambda sentence: None,
+    )
+    engine.resize(_rows(recipe.engine.rows, engine, requests))
+    began = time.monotonic()
+    tokens = 0
+    failures = []
+    for outcome in engine.run(requests):
+        record(outcome)
+        if outcome.winner is None:
+            failures.append((outcome.request.prompt.id, outcome.failure))
+        else:
+            tokens += len(outcome.winner.row.tokens)
+        if progress is not None:
+            rate = tokens / max(time.monotonic() - began, 1e-9)
+            progress.advance(advance(outcome), f"{rate:,.0f} tokens/s")
+    seconds = time.monotonic() - began
+    peak = peak_memory(assembly.base.network.device)
+    return Summary(len(requests), failures, tokens, seconds, engine.rows, peak, tuple(assembly.notes))
+
+
+def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> int:
+    """Return how many rows to decode at once."""
+    need = engine.ranking.rows
+    if wanted is not None:
+        if wanted < need:
+            what = f"W·K = {engine.ranking.beam_width}·{engine.ranking.successors} = {need} sequences, but rows is {wanted}"
+            raise RecipeError("chunk", f"one search decodes {what}", f"--rows {need} or a smaller beam")
+        return wanted
+    prompts = {id(request.prompt): request.prompt for request in requests}.values()
+    longest = max(
+        (
+            len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+            for stream in engine.streams
+            for prompt in prompts
+        ),
+        default=0,
+    )
+    rows = affordable_rows(engine.streams, longest + engine.limits.max_new_tokens, need)
+    return min(rows, max(1, len(requests)) * need)
+
+
+def prompted(prompt: Prompt) -> Prompted:
+    """Return a record's prompt as the engine takes it."""
+    plain = prompt.text
+    if plain is None:
+        plain = "\n\n".join(str(message["content"]) for message in prompt.messages or ())
+    return Prompted(prompt.id, prompt.text, prompt.messages, plain)
+
+
+def sampling_limits(spec: SamplingSpec) -> Limits:
+    """Return a recipe's sampling as the engine takes it."""
+    return Limits(spec.max_new_tokens, spec.temperature, spec.top_k, spec.top_p, spec.stop)
+
+
+def shared_fields(recipe: Any, mode: str) -> dict[str, Any]:
+    """Return the fields that all responses of a run have in common."""
+    guide = None if recipe.guide is None else recipe.guide.name
+    return {"mode": mode, "base": recipe.base.model, "guide": guide, "seed": recipe.seed, "run": run_id(recipe)}
+
+
+def response_fields(outcome: Outcome, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of one response, or of its failure."""
+    head = {"response": None, "sample": fields["sample"]}
+    head.update({key: fields[key] for key in ("mode", "base", "guide", "seed")})
+    rest = {key: value for key, value in fields.items() if key not in head}
+    won = outcome.winner
+    if won is None:
+        return {**head, "error": outcome.failure, **rest}
+    return {
+        **head,
+        "response": outcome.text,
+        "tokens": len(won.row.tokens),
+        "finish": won.row.finish,
+        "value": rounded(won.value),
+        "base_logprob": rounded(won.base_logprob),
+        "kl": rounded(won.kl),
+        **rest,
+    }
+
+
+def rounded(number: float | None) -> float | None:
+    """Return a number to six significant digits: what float32 holds, and equal wherever only the last bits differ."""
+    if number is None or not math.isfinite(number):
+        return None
+    return float(f"{number:.6g}") + 0.0
+
+
+def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None] | None:
+    """Return a function that writes one line per ranking: every candidate with its value and its fate."""
+    if trace is None:
+        return None
+
+    def write(search: Search, candidates: Sequence[Candidate], parents: Sequence[int], over: bool) -> None:
+        tokenizer = assembly.base.network.tokenizer
+        rows = [search.hypotheses[slot] for slot in search.beam]
+        trace.write(
+            {
+                "id": search.request.prompt.id,
+                "sample": search.request.sample,
+                "chunk": search.chunk,
+                "over": over,
+                "candidates": [
+                    {
+                        "candidate": candidate.number,
+                        "value": rounded(candidate.value),
+                        "score": rounded(candidate.score),
+                        "rank": parents.index(candidate.number) if candidate.number in parents else None,
+                        "finish": hypothesis.row.finish,
+                        "tokens": len(hypothesis.row.tokens),
+                        "text": response_text(tokenizer, hypothesis.row.prompt_ids, hypothesis.row.tokens),
+                    }
+                    for candidate, hypothesis in zip(candidates, rows, strict=True)
+                ],
+            }
+        )
+
+    return write
+
+
+__all__ = ["SINGLE", "Summary", "build_mode", "decode_all", "generate"]
