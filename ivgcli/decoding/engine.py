@@ -22,6 +22,7 @@ from ivgcli.decoding.sampling import draw, warped
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search
 from ivgcli.errors import ModelError
 from ivgcli.models.failures import RowFailure
+from ivgcli.models.logprobs import log_softmax_, picked
 from ivgcli.models.streams import Reading, Stream, read_all
 from ivgcli.models.text import StopStrings, response_text
 from ivgcli.values import Row, Value
@@ -79,7 +80,7 @@ class Engine:
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
-        """Start over with empty slots."""
+        """Start over with `rows` empty slots; whatever was under way is forgotten."""
         self.rows = rows
         self.searches: list[Search] = []
         self.free = list(range(rows))
@@ -247,7 +248,7 @@ class Engine:
         drawn = draw(logits, self.limits, keys, self.vocabulary)
         base = drawn.logprobs
         if self.limits.temperature not in (0, 1):
-            base = _picked(logits, drawn.tokens)
+            base = picked(logits, drawn.tokens)
         self._require_finite(self.base.network.name, slots, base)
         return drawn.tokens.tolist(), base, [0.0] * len(slots)
 
@@ -256,7 +257,7 @@ class Engine:
     ) -> tuple[list[int], Tensor, list[float]]:
         """Draw from the tilted base; return tokens, their log-probability under the base, and log p_guided − log p_base."""
         token = self.mode.token
-        plain = torch.log_softmax(logits, dim=-1)
+        plain = log_softmax_(logits)
         self._require_finite(self.base.network.name, slots, plain.amax(-1))
         rows = [slots[i] for i in guided]
         chosen = [states[i] for i in guided]
@@ -278,7 +279,7 @@ class Engine:
         under = base
         if source is not plain or limits.temperature not in (0, 1):
             cold = source if limits.temperature in (0, 1) else source / limits.temperature
-            under = _picked(cold, drawn.tokens)
+            under = picked(cold, drawn.tokens)
         tokens = drawn.tokens.tolist()
         token.value.drawn(rows, [tokens[i] for i in guided])
         return tokens, base, (drawn.logprobs - under).tolist()
@@ -374,11 +375,6 @@ class Engine:
         self.searches.remove(search)
         for slot in search.slots:
             heapq.heappush(self.free, slot)
-
-
-def _picked(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Return log-softmax(logits) (B,) at one token of each row."""
-    return logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=-1)
 
 
 def _out_of_memory(problem: RuntimeError) -> bool:

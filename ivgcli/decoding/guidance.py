@@ -26,7 +26,7 @@ def tilted(guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], state
 
     Args:
         guidance: value, weight, candidates, outside.
-        logprobs: (B, V) the base's log-probabilities; changed in place where that saves a copy.
+        logprobs: (B, V) the base's log-probabilities.
         rows: B rows whose streams have read everything.
         states: their responses.
     """
@@ -36,7 +36,7 @@ def tilted(guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], state
     if count is None:
         values = guidance.value.next_values(rows, states, None)
         width = min(values.shape[1], logprobs.shape[1])
-        return torch.add(logprobs[:, :width], values[:, :width], alpha=guidance.weight)
+        return values[:, :width].mul_(guidance.weight).add_(logprobs[:, :width])
     base, candidates = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
     values = guidance.value.next_values(rows, states, candidates)
     if guidance.outside == "drop":

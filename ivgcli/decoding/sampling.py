@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ivgcli.decoding import Limits
 from ivgcli.decoding.draws import exponential_noise
-
-BLOCK = 16
-"""Rows worked on at a time: 16 rows of a 50k vocabulary stay in the cache of a CPU."""
+from ivgcli.models.logprobs import blocks
 
 HEAD = 1024
 """Top-p looks at this many most probable tokens first; they hold the nucleus of almost every row."""
@@ -38,10 +36,7 @@ def draw(logits: Tensor, limits: Limits, keys: Tensor, vocabulary: Tensor) -> Dr
         keys: (B, 2) int32 from `draws.step_keys`.
         vocabulary: (V,) int32, 0 … V−1.
     """
-    parts = [
-        _draw_block(logits[begin : begin + BLOCK], limits, keys[begin : begin + BLOCK], vocabulary)
-        for begin in range(0, logits.shape[0], BLOCK)
-    ]
+    parts = [_draw_block(logits[rows], limits, keys[rows], vocabulary) for rows in blocks(logits)]
     return Drawn(torch.cat([part.tokens for part in parts]), torch.cat([part.logprobs for part in parts]))
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivgcli.errors import ModelError
+from ivgcli.models.logprobs import picked
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
 PROBE_TOKENS = 6
@@ -106,7 +106,7 @@ class Network:
         return output.last_hidden_state[0]
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """Return the head's outputs (…, D) in float32 for hidden states (…, H)."""
+        """Return the head's outputs (…, D) in float32 for hidden states (…, H); the caller may change them."""
         return self.head(hidden).float()
 
     def require_drivable(self) -> None:
@@ -169,5 +169,5 @@ def token_logprobs(network: Network, hidden: Tensor, tokens: Tensor, block: int 
     parts = []
     for begin in range(0, tokens.shape[0], block):
         logits = network.outputs(hidden[begin : begin + block])
-        parts.append(-F.cross_entropy(logits, tokens[begin : begin + block], reduction="none"))
+        parts.append(picked(logits, tokens[begin : begin + block]))
     return torch.cat(parts).double() if parts else hidden.new_zeros(0, dtype=torch.float64)

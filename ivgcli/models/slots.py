@@ -10,6 +10,7 @@ The contact with transformers is one registered attention function and one keywo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,14 +50,14 @@ class SlotCache:
         if self.store is not None:
             old = self.store
             shape = (*old.shape[:4], grown, old.shape[5])
-            self.store = old.new_zeros(shape)
+            self.store = _zeros(shape, old)
             self.store[..., : self.capacity, :] = old
         self.capacity = grown
 
     def allocate(self, key: Tensor) -> None:
         """Allocate storage for keys shaped like `key` (1, heads, N, width). Zeros, so that masked positions stay finite."""
         _, heads, _, width = key.shape
-        self.store = key.new_zeros((self.layers, 2, self.slots, heads, self.capacity, width))
+        self.store = _zeros((self.layers, 2, self.slots, heads, self.capacity, width), key)
 
     def copy(self, targets: Sequence[int], sources: Sequence[int], start: int, stop: int) -> None:
         """Copy positions `start`..`stop` of the slots `sources` to the slots `targets` (a target is never a source)."""
@@ -77,6 +78,14 @@ class SlotCache:
             return 0
         per_layer = 2 * self.store.shape[3] * self.store.shape[5]
         return self.layers * per_layer * self.store.element_size()
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Return zeros; on a CPU their pages come into being when they are first touched, not before."""
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    blank = np.zeros(math.prod(shape) * like.element_size(), dtype=np.uint8)
+    return torch.from_numpy(blank).view(like.dtype).view(shape)
 
 
 class Segment:
@@ -283,8 +292,9 @@ class Segment:
         own_queries = queries.reshape(rows, kv_heads, group, tails, tail, width)
         own_keys = own_keys.reshape(rows, kv_heads, 1, tails, tail, width)
         own = torch.matmul(own_queries, own_keys.transpose(-1, -2))                  # (B, kv, g, tails, tail, tail)
-        future = torch.ones(tail, tail, dtype=torch.bool, device=self.device).triu(1)
-        own = own.masked_fill(future, -torch.inf).reshape(rows, kv_heads, group, count, tail)
+        apart = torch.ones(tail, tail, dtype=torch.bool, device=self.device)
+        unseen = apart.triu(1) if window is None else apart.triu(1) | apart.tril(-window)
+        own = own.masked_fill(unseen, -torch.inf).reshape(rows, kv_heads, group, count, tail)
         weights = torch.softmax(torch.cat([past, own], dim=-1), dim=-1, dtype=torch.float32).to(value.dtype)
         old, new = weights[..., : self.horizon], weights[..., self.horizon :]
         out = torch.matmul(self._spread(old.reshape(rows, kv_heads, group * count, -1)), values)

@@ -100,7 +100,9 @@ class Stream:
         """Make the rows `targets` equal to the rows `sources` of the same prompt; no target is a source."""
         if not targets:
             return
-        start = min(self.origins[source] for source in sources)
+        # A row whose retokenised text reached back into its prompt no longer shares the prompt's positions with its siblings.
+        aligned = all(self.intact[row] for row in (*targets, *sources))
+        start = min(self.origins[source] for source in sources) if aligned else 0
         self.cache.copy(targets, sources, start, max(self.lengths[source] for source in sources))
         for target, source in zip(targets, sources, strict=True):
             self.lengths[target] = self.lengths[source]
@@ -227,7 +229,8 @@ def _read_in_parts(members: Sequence[Reading]) -> None:
         for part in parts:
             _read_pass([part])
         reading.hidden = torch.cat([part.hidden for part in parts])
-        reading.before = torch.cat([part.before for part in parts])
+        if not reading.prompt:
+            reading.before = torch.cat([part.before for part in parts])
 
 
 def _read_pass(batch: Sequence[Reading]) -> None:

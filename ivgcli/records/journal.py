@@ -90,17 +90,21 @@ class Journal:
         """Replace the file by one that holds the lines of `keys`, in that order."""
         temporary = self.path.with_name(self.path.name + ".tmp")
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        # Locked before it takes the name, so that no other writer can step in between.
-        fcntl.flock(file, fcntl.LOCK_EX)
         spans: dict[Key, tuple[int, int]] = {}
         end = 0
-        with os.fdopen(os.dup(file), "wb") as stream:
-            for key in keys:
-                line = self.line(key)
-                spans[key] = (end, len(line))
-                end += stream.write(line)
-        os.fsync(file)
-        replace(temporary, self.path)
+        try:
+            # Locked before it takes the name, so that no other writer can step in between.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os.fdopen(os.dup(file), "wb") as stream:
+                for key in keys:
+                    line = self.line(key)
+                    spans[key] = (end, len(line))
+                    end += stream.write(line)
+            os.fsync(file)
+            replace(temporary, self.path)
+        except BaseException:
+            os.close(file)
+            raise
         os.close(self._file)
         self._file, self._spans = file, spans
 

@@ -70,6 +70,9 @@ class Value(Protocol):
             rows: B rows.
             states: their responses.
             candidates: (B, C) token ids, or None for the whole vocabulary (then the result is (B, V)).
+
+        Returns:
+            (B, C) or (B, V) float32; the caller may change it.
         """
         ...
 

@@ -105,7 +105,7 @@ class TokenQValue:
     def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
         """Return Q(h)[token]: (B, V), or (B, C) for candidates."""
         self._latest = self.stream.outputs(rows)
-        return self._latest if candidates is None else self._latest.gather(1, candidates)
+        return self._latest.clone() if candidates is None else self._latest.gather(1, candidates)
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return V(prefix) (B,)."""

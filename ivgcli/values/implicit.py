@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.streams import Stream, read_all
 from ivgcli.values import Row, require_finite
 
@@ -35,6 +36,7 @@ class ImplicitValue:
         self.tuned = tuned
         self.reference = reference
         self._latest: tuple[Tensor, Tensor] | None = None
+        self._buffer: Tensor | None = None
         tuned.counting = reference.counting = True
 
     def streams(self) -> list[Stream]:
@@ -54,9 +56,12 @@ class ImplicitValue:
         reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
         self._latest = (tuned, reference)
         if candidates is not None:
-            tuned, reference = tuned.gather(1, candidates), reference.gather(1, candidates)
+            return tuned.gather(1, candidates) - reference.gather(1, candidates)
         width = min(tuned.shape[1], reference.shape[1])
-        return tuned[:, :width] - reference[:, :width]
+        # One buffer for all steps: memory for so wide a result would be paged in anew each time.
+        if self._buffer is None or self._buffer.shape[1] != width or self._buffer.shape[0] < len(rows):
+            self._buffer = tuned.new_empty((max(len(rows), self.tuned.slots), width))
+        return torch.sub(tuned[:, :width], reference[:, :width], out=self._buffer[: len(rows)])
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return 0: the next token's log-ratio is what it adds to the prefix."""
@@ -87,12 +92,12 @@ class ImplicitValue:
 
     def resize(self, rows: int) -> None:
         """Drop the latest logits."""
-        self._latest = None
+        self._latest = self._buffer = None
 
 
 def _logprobs(stream: Stream, rows: Sequence[int]) -> Tensor:
     """Return the next-token log-probabilities (B, V) of a language model's stream, in float32."""
-    logprobs = torch.log_softmax(stream.outputs(rows), dim=-1).clamp_(min=FLOOR)
+    logprobs = log_softmax_(stream.outputs(rows)).clamp_(min=FLOOR)
     # One NaN or +∞ among the logits makes its whole row NaN, so one column tells.
     require_finite(stream.network.name, rows, logprobs[:, 0])
     return logprobs
