@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -71,35 +72,50 @@ atexit.register(shutil.rmtree, _ROOT, ignore_errors=True)
 
 
 def byte_tokenizer(
-    corpus: Sequence[str] = CORPUS, size: int = 300, chat: str | None = None, across_words: bool = False
+    corpus: Sequence[str] = CORPUS,
+    size: int = 300,
+    chat: str | None = None,
+    across_words: bool = False,
+    alphabet: bool = True,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE; `across_words` lets merges run over spaces, so that text to come changes the last tokens."""
+    """Train a byte-level BPE.
+
+    Args:
+        corpus: what to learn merges from.
+        size: number of tokens.
+        chat: chat template.
+        across_words: whether merges run over spaces, so that text to come changes the last tokens of what is there.
+        alphabet: whether all 256 bytes are tokens; else only those of the corpus's ASCII text, and every sequence of
+            tokens is valid text.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not across_words)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
         show_progress=False,
     )
-    core.train_from_iterator(corpus, trainer)
+    core.train_from_iterator(corpus if alphabet else [text for text in corpus if text.isascii()], trainer)
     return wrapped(core, chat)
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
     """Train a BPE as SentencePiece has it: `▁` for spaces, unknown characters as bytes, a first space that decoding drops."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=340,
-        special_tokens=["<unk>", "<s>", *SPECIALS, *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
-    core.train_from_iterator([text.replace(" ", "▁") for text in CORPUS[:3]], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=84, special_tokens=["<unk>", "<s>", *SPECIALS], show_progress=False)
+    core.train_from_iterator(CORPUS[:3], trainer)
+    text = json.loads(core.to_str())
+    # As in SentencePiece, the 256 bytes are ordinary tokens behind the special ones.
+    head = len(SPECIALS) + 2
+    vocab = {string: token if token < head else token + 256 for string, token in text["model"]["vocab"].items()}
+    text["model"]["vocab"] = {**vocab, **{f"<0x{byte:02X}>": head + byte for byte in range(256)}}
+    core = Tokenizer.from_str(json.dumps(text))
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return wrapped(core, None, unk_token="<unk>", bos_token="<s>")
 
@@ -123,8 +139,6 @@ def renamed_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _rewritten(place: Callable[[int, int], int]) -> PreTrainedTokenizerFast:
-    import json
-
     text = json.loads(byte_tokenizer().backend_tokenizer.to_str())
     vocab = text["model"]["vocab"]
     size = len(vocab)
@@ -153,6 +167,7 @@ def wrapped(core: Tokenizer, chat: str | None, **specials: str) -> PreTrainedTok
 TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
     "bytes": byte_tokenizer,
     "chat": lambda: byte_tokenizer(chat=CHAT),
+    "ascii": lambda: byte_tokenizer(size=90, alphabet=False),
     "other": lambda: byte_tokenizer(OTHER_CORPUS, 330, across_words=True),
     "metaspace": metaspace_tokenizer,
     "words": word_tokenizer,
@@ -194,6 +209,8 @@ PLANS: dict[str, Plan] = {
     "llama-other": Plan("llama", 8, "other"),
     "llama-other-reference": Plan("llama", 9, "other"),
     "llama-metaspace": Plan("llama", 10, "metaspace"),
+    "llama-padded": Plan("llama", 19, settings={"vocab_size": 400}),
+    "llama-ascii": Plan("llama", 18, "ascii"),
     "gpt2": Plan("gpt2", 11),
     "gpt2-tuned": Plan("gpt2", 12),
     "gpt2-reference": Plan("gpt2", 13),

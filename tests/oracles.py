@@ -71,16 +71,14 @@ def noise(key: int, step: int, size: int) -> np.ndarray:
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & M64
     word ^= word >> 31
     low, high = word & M32, word >> 32
-    result = []
-    for token in range(size):
-        x = token ^ low
-        x = ((x ^ (x >> 16)) * 0x85EBCA6B) & M32
-        x = (x + high) & M32
-        x = ((x ^ (x >> 15)) * 0xC2B2AE35) & M32
-        x = ((x ^ (x >> 13)) * 0x27D4EB2F) & M32
-        x ^= x >> 16
-        result.append(-math.log1p(-((x & 0x7FFFFFFF) + 0.5) / 2**31))
-    return np.array(result)
+    # 64-bit words hold the product of two 32-bit ones, so nothing wraps around unnoticed.
+    x = np.arange(size, dtype=np.uint64) ^ np.uint64(low)
+    x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x85EBCA6B)) & np.uint64(M32)
+    x = (x + np.uint64(high)) & np.uint64(M32)
+    x = ((x ^ (x >> np.uint64(15))) * np.uint64(0xC2B2AE35)) & np.uint64(M32)
+    x = ((x ^ (x >> np.uint64(13))) * np.uint64(0x27D4EB2F)) & np.uint64(M32)
+    x ^= x >> np.uint64(16)
+    return -np.log1p(-((x & np.uint64(0x7FFFFFFF)).astype(np.float64) + 0.5) / 2**31)
 
 
 def warped(logprobs: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
@@ -142,6 +140,50 @@ class Policy:
             tokens.append(token)
             finish = "eos" if token in self.ends else "length" if len(tokens) >= self.longest else None
         return replace(start, tokens=tuple(tokens), finish=finish, kl=kl)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tuned and a reference model with the prompt that each of them reads."""
+
+    tuned: Any
+    reference: Any
+    tuned_prompt: Sequence[int]
+    reference_prompt: Sequence[int]
+    weight: float = 1.0
+
+    def tilt(self, response: Sequence[int]) -> np.ndarray:
+        """Return w·(log π_tuned − log π_ref) (V,) of the token after a response."""
+        tuned = next_logprobs(self.tuned, [*self.tuned_prompt, *response])
+        return self.weight * (tuned - next_logprobs(self.reference, [*self.reference_prompt, *response]))
+
+    def value(self, response: Sequence[int]) -> float:
+        """Return the teacher-forced w·(log π_tuned − log π_ref) of a response."""
+        tuned = response_logprob(self.tuned, self.tuned_prompt, response)
+        return self.weight * (tuned - response_logprob(self.reference, self.reference_prompt, response))
+
+
+def policy(
+    base: Any,
+    prompt: Sequence[int],
+    longest: int,
+    ends: Sequence[int] = (1,),
+    tilt: Callable[[Sequence[int]], np.ndarray] | None = None,
+    **warp: float,
+) -> Policy:
+    """Return the policy of full forwards: log π_base + tilt, then the warps. Token 1 is EOS in every tiny network."""
+    known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def plain(response: Sequence[int]) -> np.ndarray:
+        key = tuple(response)
+        if key not in known:
+            known[key] = next_logprobs(base, [*prompt, *response])
+        return known[key]
+
+    def guided(response: Sequence[int]) -> np.ndarray:
+        return plain(response) if tilt is None else log_softmax(plain(response) + tilt(response))
+
+    return Policy(plain, guided, frozenset(ends), longest, warp)
 
 
 def chunk_search(

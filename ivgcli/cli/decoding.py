@@ -244,7 +244,9 @@ def _decode(
         _calm_libraries(streams.quiet)
         workflow = getattr(importlib.import_module(module), function)
         summary = workflow(recipe, prompts, writer, trace=trace, progress=progress)
-    _tell(summary, streams.quiet)
+    if streams.out != "-":
+        records.write_account(streams.out, recipes.run_id(recipe), summary)
+    _tell(summary, streams)
 
 
 def _checked_format(name: str) -> records.Format:
@@ -277,7 +279,7 @@ def _calm_libraries(quiet: bool) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def _tell(summary: Any, quiet: bool) -> None:
+def _tell(summary: Any, streams: Streams) -> None:
     """Print a workflow's summary; failed records make the command fail, after all its work."""
     parts = [_count(summary.records, "response"), _count(summary.tokens, "token")]
     if summary.seconds > 0:
@@ -286,14 +288,15 @@ def _tell(summary: Any, quiet: bool) -> None:
     if summary.peak_memory_bytes is not None:
         parts.append(f"peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB")
     for note in summary.notes:
-        console.say(note, quiet=quiet)
-    console.say(", ".join(parts), quiet=quiet)
+        console.say(note, quiet=streams.quiet)
+    console.say(", ".join(parts), quiet=streams.quiet)
     if summary.failures:
         lines = [f"{identity}: {sentence}" for identity, sentence in summary.failures[:FAILURES]]
         if len(summary.failures) > FAILURES:
             lines.append(f"and {len(summary.failures) - FAILURES} more")
         what = f"{_count(len(summary.failures), 'record')} failed"
-        raise RecordError("", what, "their lines say why; --resume tries them again", lines)
+        again = "" if streams.out == "-" else "; --resume tries them again"
+        raise RecordError("", what, f"their lines say why{again}", lines)
 
 
 def _count(number: int, noun: str) -> str:

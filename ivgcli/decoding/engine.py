@@ -109,10 +109,11 @@ class Engine:
 
     def _shrink(self) -> None:
         """Halve the rows after memory ran out; what was under way begins again, with the same draws."""
-        smaller = self.rows // 2
-        if smaller < self.ranking.rows:
-            what = f"out of memory with {self.rows} rows, and one search needs {self.ranking.rows}"
+        need = self.ranking.rows
+        if self.rows <= need:
+            what = f"out of memory with {self.rows} rows, and one search needs {need}"
             raise ModelError("engine.rows", what, "lower beam_width, successors or max_new_tokens, or use a smaller dtype")
+        smaller = max(self.rows // 2, need)
         self.warn(f"out of memory with {self.rows} rows: going on with {smaller}")
         self.resize(smaller)
         if self.base.network.device.type == "cuda":
@@ -152,15 +153,16 @@ class Engine:
             search.slots = [heapq.heappop(self.free) for _ in range(need)]
             for slot in search.slots:
                 self.owner[slot] = request.prompt.id
+            # From here on the request is under way, and begins again should memory run out below.
+            self.searches.append(search)
+            started.append(search)
             if source is None and holder is not None:
                 for stream in self.streams:
                     stream.restart(search.slots, holder)
             elif source is None:
                 fresh[request.prompt.id] = search
-            started.append(search)
         if not started:
             return
-        self.searches += started
         self._prefill(list(fresh.values()))
         for search in started:
             source = fresh.get(search.request.prompt.id)
@@ -311,19 +313,21 @@ class Engine:
         if not due:
             return []
         self._value(due)
-        outcomes, targets, sources = [], [], []
+        won, going, targets, sources = [], [], [], []
         for search in due:
             winner, moves = self._rank(search)
-            if winner is not None:
-                outcomes.append(self._finish(search, winner))
+            if winner is None:
+                going.append(search)
+            else:
+                won.append((search, winner))
             targets += moves[0]
             sources += moves[1]
+        # Copying may run out of memory, and then whatever has not been handed on begins again: nothing is retired before.
         for follower in (*self.streams, *self.values):
             follower.copy(targets, sources)
-        for search in due:
-            if search in self.searches:
-                search.open_chunk(self.ranking.chunk_length, self.seed)
-        return outcomes
+        for search in going:
+            search.open_chunk(self.ranking.chunk_length, self.seed)
+        return [self._finish(search, winner) for search, winner in won]
 
     def _value(self, searches: Sequence[Search]) -> None:
         """Fill in values and base log-probabilities of all candidates."""

@@ -48,7 +48,7 @@ class PromptFormat:
 
         Args:
             text: the prompt, if the record has one.
-            messages: the conversation, if the record has one; a last assistant message is continued.
+            messages: the conversation, if the record has one; it ends with the message to be answered.
             where: what to call the record in an error.
 
         Raises:
@@ -63,15 +63,14 @@ class PromptFormat:
                 asked[-1]["content"] = self._wrap(asked[-1]["content"])
         if self.system is not None:
             turns = [{"role": "system", "content": self.system}, *(t for t in turns if t["role"] != "system")]
-        continues = turns[-1]["role"] == "assistant"
         try:
-            return self._apply(turns, continues)
+            return self._apply(turns)
         except TemplateError:
             # Templates such as Mistral's or Gemma's refuse a system role: the custom is to open the first message with it.
             if turns[0]["role"] != "system" or len(turns) == 1:
                 raise
             merged = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-            return self._apply([merged, *turns[2:]], continues)
+            return self._apply([merged, *turns[2:]])
 
     def encode(self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record") -> list[int]:
         """Return the token ids of `render`, begun the way the model's own tokenizer begins a sequence."""
@@ -83,10 +82,8 @@ class PromptFormat:
             self._encoded[rendered] = list(ids)
         return self._encoded[rendered]
 
-    def _apply(self, turns: list[dict[str, str]], continues: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=not continues, continue_final_message=continues
-        )
+    def _apply(self, turns: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def _wrap(self, text: str) -> str:
         return text if self.template is None else self.template.replace(PLACEHOLDER, text)

@@ -67,7 +67,7 @@ class RetokenisedStream:
         require_room(self.stream, rows, [0] * len(rows), [len(ids) for ids in sequences])
         moved, tokens, shared = [], [], []
         for row, ids in zip(rows, sequences, strict=True):
-            same = common_prefix(self.ids[row], ids)
+            same = shared_prefix(self.ids[row], ids)
             if same == len(ids) == len(self.ids[row]):
                 continue
             start = same if same == len(self.ids[row]) else max(0, min(same, len(ids)) - 1)
@@ -93,8 +93,11 @@ class RetokenisedStream:
             self.logprobs[row] = self.logprobs[row][:same] + logprobs[begin + again : end]
 
     def total(self, row: int, prompt_ids: Sequence[int]) -> float:
-        """Return the log-probability of the response: of all tokens after the common prefix of prompt and whole text."""
-        return sum(self.logprobs[row][common_prefix(prompt_ids, self.ids[row]) :])
+        """Return the log-probability of the response: of all tokens after the common prefix of prompt and whole text.
+
+        A sequence's very first token has nothing in front of it that could predict it, so it never counts.
+        """
+        return sum(self.logprobs[row][max(1, shared_prefix(prompt_ids, self.ids[row])) :])
 
     def peek(self, rows: Sequence[int], alternatives: Sequence[Sequence[list[int]]]) -> tuple[Peek, list[list[int]]]:
         """Read several whole sequences per row without keeping them, in one packed pass.
@@ -108,7 +111,7 @@ class RetokenisedStream:
         """
         starts = []
         for row, choices in zip(rows, alternatives, strict=True):
-            starts.append(min(min(common_prefix(self.ids[row], ids), len(ids) - 1) for ids in choices))
+            starts.append(min(min(shared_prefix(self.ids[row], ids), len(ids) - 1) for ids in choices))
         width = max(len(ids) - start for start, choices in zip(starts, alternatives, strict=True) for ids in choices)
         tails = [
             [ids[start:] + [ids[-1]] * (width - len(ids) + start) for ids in choices]
@@ -119,7 +122,7 @@ class RetokenisedStream:
         return self.stream.peek(rows, torch.tensor(tails), starts), lasts
 
 
-def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many leading ids two sequences share."""
     shared = 0
     for one, other in zip(first, second, strict=False):

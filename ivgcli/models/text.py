@@ -9,6 +9,10 @@ ANCHOR = 4
 """Prompt tokens decoded in front of a response, because many tokenizers treat the first token of a text differently."""
 
 
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""What bytes that are no whole character are decoded to."""
+
+
 def response_text(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
     """Return the text of a response as it continues its prompt; special tokens are left out.
 
@@ -17,8 +21,14 @@ def response_text(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Seque
     """
     if not response_ids:
         return ""
-    anchor = list(prompt_ids[-ANCHOR:])
+    size = ANCHOR
+    anchor = list(prompt_ids[-size:])
     before = _decode(tokenizer, anchor)
+    # Cut inside a character, the anchor would spoil a response that begins in bytes as well.
+    while before.startswith(BROKEN) and size < len(prompt_ids):
+        size *= 2
+        anchor = list(prompt_ids[-size:])
+        before = _decode(tokenizer, anchor)
     whole = _decode(tokenizer, anchor + list(response_ids))
     return whole[len(before) :] if whole.startswith(before) else _decode(tokenizer, response_ids)
 
@@ -41,20 +51,22 @@ class StopStrings:
         self.stops = tuple(stops)
         self.window = 4 * max((len(stop.encode()) for stop in stops), default=0)
         lasts = {stop[-1] for stop in stops}
-        # A token that is not valid text by itself (part of a character) may complete anything.
+        # A token that is not valid text by itself (part of a character) may complete anything. Two of a kind are decoded,
+        # because the space in front of the first one may be hidden.
         self.closing = frozenset(
             token
             for token in (range(vocabulary) if stops else ())
-            if any(char in lasts or char == "�" for char in _decode(tokenizer, [token]))
+            if any(char in lasts or char == BROKEN for char in _decode(tokenizer, [token, token]))
         )
 
     def find(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str | None:
         """Return the response's text before the first stop string, or None while there is none."""
         if not self.stops or response_ids[-1] not in self.closing:
             return None
-        recent = _decode(self.tokenizer, response_ids[-self.window :])
-        if not any(stop in recent for stop in self.stops):
-            return None
+        if len(response_ids) > self.window:
+            recent = _decode(self.tokenizer, response_ids[-self.window :])
+            if not any(stop in recent for stop in self.stops):
+                return None
         text = response_text(self.tokenizer, prompt_ids, response_ids)
         places = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
         return text[: min(places)] if places else None

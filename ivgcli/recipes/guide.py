@@ -35,11 +35,13 @@ class ModelSpec(Section):
     model: Text
     """Hub id (with `@revision`), folder, PEFT adapter, `.gguf` file or `package:NAME/FILE`."""
     template: str | None = None
-    """Text with the literal `{prompt}` where the prompt goes; all other braces are data."""
+    """Text with the literal `{prompt}` where the prompt goes; all other braces are data.
+
+    It takes the place of a chat template; with `chat: true` it wraps the last user message."""
     system: str | None = None
     """System prompt, for chat models."""
     chat: bool | None = None
-    """Whether to use the tokenizer's chat template; unset: if it has one."""
+    """Whether to use the tokenizer's chat template; unset: if it has one and no template is given."""
     dtype: Dtype = "auto"
     """Number format of the weights; auto: as `engine.dtype` or the model says."""
     quantization: Literal["4bit", "8bit"] | None = None
@@ -71,10 +73,9 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def check_one_format(self) -> ModelSpec:
-        """Refuse two ways at once of putting a prompt to the model."""
-        if self.template is not None and self.chat:
-            raise ValueError("template and chat: true are two formats → keep one")
-        if self.system is not None and (self.template is not None or self.chat is False):
+        """Refuse a system prompt that has no place in the text."""
+        plain = self.template is not None and not self.chat
+        if self.system is not None and (plain or self.chat is False):
             raise ValueError("system needs the chat template → write it into template instead")
         return self
 

@@ -33,6 +33,12 @@ CORE_SCHEMA: dict[str, tuple[str, str]] = {
 """Each scalar type of YAML 1.2: its pattern, and the characters it starts with (\\0: empty)."""
 
 
+UNUSUAL_BREAK = re.compile("[\\x85\\u2028\\u2029]")
+"""Line breaks of Unicode that YAML folds."""
+
+COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class Document(NamedTuple):
     """A parsed text."""
 
@@ -74,6 +80,8 @@ def _construct_int(loader: RecipeLoader, node: yaml.ScalarNode) -> int:
 def _represent_text(dumper: RecipeDumper, text: str) -> yaml.ScalarNode:
     """Write texts of several lines as a block, for human readers."""
     style = "|" if "\n" in text else None
+    if UNUSUAL_BREAK.search(text):
+        style = '"'  # the only style in which the dumper escapes them; others turn them into spaces
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -137,6 +145,9 @@ def _plain(
     if len(places) > MOST_KEYS:
         raise RecipeError(source, f"more than {MOST_KEYS} keys")
     here: KeyPath
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
+        place = f"{source}:{node.start_mark.line + 1}"
+        raise RecipeError(place, f"not YAML: {node.tag} is neither a mapping nor a list")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

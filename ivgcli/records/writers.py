@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -82,6 +83,22 @@ def open_responses(
         writer = FileWriter(path, keys, run, resume)
     write_whole(beside, recipe_yaml.encode())
     return writer
+
+
+def write_account(target: str, run: str, summary: Any) -> None:
+    """Write `TARGET.run.json`: what the last run took, kept apart so that responses stay comparable.
+
+    Args:
+        target: the output file.
+        run: id of the run.
+        summary: a dataclass of plain values.
+    """
+    path = Path(target)
+    if path.exists() and not path.is_file():
+        return
+    account = {"run": run, **dataclasses.asdict(summary)}
+    text = json.dumps(account, ensure_ascii=False, allow_nan=False, indent=2)
+    write_whole(path.with_name(path.name + ".run.json"), (text + "\n").encode())
 
 
 def alpaca_entry(record: Mapping[str, Any]) -> dict[str, Any]:

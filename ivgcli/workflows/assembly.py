@@ -44,7 +44,8 @@ class Assembly:
         self.base = self._stream(network, prompt_format(network, spec), adapter)
         self.base.counting = True
         self.eos_ids = eos_ids(network)
-        self.width = network.width
+        # Heads are often padded beyond the vocabulary; the ids there mean nothing, to the base or to a guide.
+        self.width = min(network.width, max(network.tokenizer.get_vocab().values()) + 1)
         self.reader = Reader(network.tokenizer, self.eos_ids, network.device)
 
     def implicit(self, guide: Guide, for_tokens: bool) -> Value:
@@ -76,8 +77,7 @@ class Assembly:
             name = f"{spec.tuned.model} - {spec.reference.model}"
         if all([self._same_vocabulary(network, for_tokens) for network, _, _ in pair]):
             tuned, reference = (self._stream(*member) for member in pair)
-            if for_tokens:
-                self.width = min(self.width, *(network.width for network, _, _ in pair))
+            self._read_by(*(network for network, _, _ in pair))
             return ImplicitValue(name, tuned, reference)
         tuned, reference = (Stream(network, form, 1, adapter) for network, form, adapter in pair)
         return RetokenisedImplicitValue(name, tuned, reference, self.reader)
@@ -105,11 +105,18 @@ class Assembly:
         if head == "token-q":
             if not self._same_vocabulary(network, True):
                 raise AssertionError("a difference has been refused")
+            self._read_by(network)
             self.width = min(self.width, network.width)
             return TokenQValue(name, stream)
         if spec.by_text or not self._same_vocabulary(network, False):
             return RetokenisedScalarValue(name, stream, self.reader)
+        self._read_by(network)
         return ScalarValue(name, stream)
+
+    def _read_by(self, *guides: Network) -> None:
+        """Let the base draw no id that a guide which reads its tokens has no embedding for."""
+        for guide in guides:
+            self.width = min(self.width, int(guide.model.get_input_embeddings().weight.shape[0]))
 
     def _same_vocabulary(self, guide: Network, needed: bool) -> bool:
         """Return whether `guide` reads the base's ids as the base means them.

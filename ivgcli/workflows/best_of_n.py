@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ivgcli.decoding import ChunkRanking, Mode
 from ivgcli.decoding.search import Outcome, Request
@@ -76,14 +77,8 @@ def best_of_n(
 
     summary = decode_all(recipe, assembly, mode, requests, record, None, progress, completed)
     drawn = f"{summary.tokens:,} tokens drawn for {len(requests):,} candidates"
-    return Summary(
-        len(wanted),
-        failures,
-        kept[0],
-        summary.seconds,
-        summary.rows,
-        summary.peak_memory_bytes,
-        (*summary.notes, drawn),
+    return replace(
+        summary, records=len(wanted), failures=failures, tokens=kept[0], notes=(*summary.notes, drawn)
     )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+import transformers
+
+from ivgcli import __version__
 from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.beams import Candidate
-from ivgcli.decoding.engine import SINGLE, Engine
+from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Outcome, Request, Search
 from ivgcli.errors import RecipeError
 from ivgcli.models.text import response_text
@@ -51,6 +55,10 @@ class Summary:
     rows: int
     peak_memory_bytes: int | None
     notes: tuple[str, ...] = ()
+    device: str = ""
+    networks: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What each network did: forward passes, tokens read, and which of them were prompts, read again or only peeked at."""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def generate(
@@ -161,7 +169,23 @@ def decode_all(
             progress.advance(advance(outcome), f"{rate:,.0f} tokens/s")
     seconds = time.monotonic() - began
     peak = peak_memory(assembly.base.network.device)
-    return Summary(len(requests), failures, tokens, seconds, engine.rows, peak, tuple(assembly.notes))
+    return Summary(
+        len(requests),
+        failures,
+        tokens,
+        seconds,
+        engine.rows,
+        peak,
+        tuple(assembly.notes),
+        device_name(assembly.base.network.device),
+        {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
+        {"ivgcli": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return what a result should say about where it was made."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
 
 
 def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> int:
@@ -262,5 +286,3 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
 
     return write
 
-
-__all__ = ["SINGLE", "Summary", "build_mode", "decode_all", "generate"]

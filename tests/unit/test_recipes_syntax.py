@@ -52,7 +52,29 @@ def test_not_a_number_is_read_as_one() -> None:
     assert math.isnan(parse(".nan", "x").value)
 
 
-@pytest.mark.parametrize("value", ["1e-5", "yes", "null", "010", "0o7", "~", "", "1.0", ".5", "a: b", "=", "<<"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "1e-5",
+        "yes",
+        "null",
+        "010",
+        "0o7",
+        "~",
+        "",
+        "1.0",
+        ".5",
+        "a: b",
+        "=",
+        "<<",
+        "a\x85b",
+        "a\u2028",
+        " a\n b\n\n",
+        "\t\r\n",
+        "\ufeffa",
+        "\x07",
+    ],
+)
 def test_a_dumped_text_is_read_back_as_text(value: str) -> None:
     assert parse(dump({"key": value}), "x").value == {"key": value}
 
@@ -80,8 +102,12 @@ def test_what_is_no_recipe_is_told_with_its_place(text: str, sentence: str) -> N
 
 
 def test_code_in_yaml_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"^x:1:4: not YAML: could not determine a constructor"):
+    tag = "tag:yaml.org,2002:python/object/apply:os.getcwd"
+    with pytest.raises(RecipeError) as caught:
         parse("a: !!python/object/apply:os.getcwd []", "x")
+    assert str(caught.value) == f"x:1: not YAML: {tag} is neither a mapping nor a list"
+    with pytest.raises(RecipeError, match=r"^x:1:4: not YAML: could not determine a constructor"):
+        parse("a: !!python/object/apply:os.getcwd ''", "x")
 
 
 def test_aliases_that_multiply_each_other_end_early() -> None:
@@ -95,7 +121,13 @@ def test_aliases_that_multiply_each_other_end_early() -> None:
 
 def test_places_follow_keys_and_entries() -> None:
     places = parse("a:\n  - b: 1\n  - c\nd: 2", "f").places
-    assert places == {("a",): "f:1", ("a", 0): "f:2", ("a", 0, "b"): "f:2", ("a", 1): "f:3", ("d",): "f:4"}
+    assert places == {
+        ("a",): "f:1",
+        ("a", 0): "f:2",
+        ("a", 0, "b"): "f:2",
+        ("a", 1): "f:3",
+        ("d",): "f:4",
+    }
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
