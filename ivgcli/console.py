@@ -57,7 +57,9 @@ def guard() -> Iterator[None]:
 class Progress:
     """How far a run is: a bar on a terminal, else a line every half minute.
 
-    A context manager. `advance` and `note` are cheap enough to call for every token.
+    A context manager. `advance` and `note` are cheap enough to call for every token. The count is
+    of whole responses; bar, rate and time left go by the work done, on those under way as well,
+    and never back.
 
     Args:
         total: how many responses are wanted.
@@ -83,19 +85,27 @@ class Progress:
         self._clock = clock
         self._began = self._beat = clock()
         self._done_before = done
+        self._work = float(done)
         self._text = ""
         self._bar: Bar | None = None
 
-    def advance(self, count: int = 1, text: str | None = None) -> None:
+    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
         """Count finished responses, and show `text` beside them if given."""
         self.done += count
-        self.note(self._text if text is None else text)
+        self.note(self._text if text is None else text, under_way)
 
-    def note(self, text: str) -> None:
-        """Show a few words beside the count, such as `132 tokens/s`."""
+    def note(self, text: str, under_way: float = 0.0) -> None:
+        """Show a few words beside the count, such as `132 tokens/s`.
+
+        Args:
+            text: the words.
+            under_way: how many responses' worth of work is done on those not finished.
+        """
         self._text = text
+        self._work = max(self._work, min(self.done + under_way, float(self.total)))
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done, text=text)
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=self._work, done=self.done, text=text)
         elif not self._quiet and self._clock() - self._beat >= HEARTBEAT_SECONDS:
             self._beat = self._clock()
             print(self._line(), file=self._stream, flush=True)
@@ -118,11 +128,11 @@ class Progress:
 
     def _line(self) -> str:
         """Return the heartbeat."""
-        fresh = self.done - self._done_before
+        fresh = self._work - self._done_before
         parts = [f"{self.done}/{self.total} responses"]
-        if fresh:
+        if fresh > 0:
             rate = fresh / max(self._clock() - self._began, 1e-9)
-            left = (self.total - self.done) / rate
+            left = (self.total - self._work) / rate
             parts += [f"{60 * rate:.3g} a minute", f"{_duration(left)} left"]
         return ", ".join([*parts, self._text] if self._text else parts)
 
@@ -130,7 +140,9 @@ class Progress:
         """Start showing."""
         if not self._quiet and self._stream.isatty():
             self._bar = _bar(self._stream)
-            self._bar.add_task("", total=self.total, completed=self.done, text=self._text)
+            self._bar.add_task(
+                "", total=self.total, completed=self.done, done=self.done, text=self._text
+            )
             self._bar.start()
         return self
 
@@ -151,17 +163,20 @@ def _bar(stream: TextIO) -> Bar:
     from rich.console import Console
     from rich.text import Text
 
-    class Rate(progress.ProgressColumn):
-        """Responses a minute, once two of them are known."""
+    class Pace(progress.ProgressColumn):
+        """Responses a minute and time left, as soon as work is done."""
+
+        max_refresh = 0.5
 
         def render(self, task: progress.Task) -> Text:
-            return Text(f"{60 * task.speed:.3g} a minute" if task.speed else "")
+            if not task.speed or task.time_remaining is None:
+                return Text("")
+            return Text(f"{60 * task.speed:.3g} a minute, {_duration(task.time_remaining)} left")
 
     return progress.Progress(
         progress.BarColumn(bar_width=None),
-        progress.MofNCompleteColumn(),
-        Rate(),
-        progress.TimeRemainingColumn(compact=True),
+        progress.TextColumn("{task.fields[done]}/{task.total}"),
+        Pace(),
         progress.TextColumn("{task.fields[text]}", markup=False),
         console=Console(file=stream, stderr=True),
         transient=True,

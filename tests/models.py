@@ -1,7 +1,9 @@
 """Tiny networks on disk, as users have them: random weights, real tokenizers, loaded by name.
 
-Every folder is built on first use, once per session. Weights are spread wide (standard deviation 0.25 at a hidden size of
-32), so that next-token distributions are far from uniform and a wrong cache, mask or position shows at once.
+Every folder is built on first use, once per session. Weights are spread wide (standard deviation
+0.25 at a hidden size of
+32), so that next-token distributions are far from uniform and a wrong cache, mask or position shows
+at once.
 """
 
 from __future__ import annotations
@@ -60,15 +62,18 @@ OTHER_CORPUS = [
     "is a is the in a in the on a on the to a to the of a of the",
     "t e s a o i n r  th he in er an re  ab cd ef gh",
 ]
-PROMPTS = ["the film opens", "an effective but", "a", "this is a good film with a bad ending, and", "naïve 😀"]
+PROMPTS = [
+    "the film opens",
+    "an effective but",
+    "a",
+    "this is a good film with a bad ending, and",
+    "naïve 😀",
+]
 WORDS = ["<|pad|>", "<|end|>", "north", "east", "south", "west"]
 """Vocabulary of the networks small enough for enumeration."""
 
 _ROOT = Path(tempfile.mkdtemp(prefix="ivg-tiny-"))
 atexit.register(shutil.rmtree, _ROOT, ignore_errors=True)
-
-
-# ------------------------------------------------------------------------------------------------------- tokenizers
 
 
 def byte_tokenizer(
@@ -84,12 +89,16 @@ def byte_tokenizer(
         corpus: what to learn merges from.
         size: number of tokens.
         chat: chat template.
-        across_words: whether merges run over spaces, so that text to come changes the last tokens of what is there.
-        alphabet: whether all 256 bytes are tokens; else only those of the corpus's ASCII text, and every sequence of
+        across_words: whether merges run over spaces, so that text to come changes the last tokens
+        of what is there.
+        alphabet: whether all 256 bytes are tokens; else only those of the corpus's ASCII text, and
+        every sequence of
             tokens is valid text.
     """
     core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not across_words)
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=not across_words
+    )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -97,32 +106,49 @@ def byte_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
         show_progress=False,
     )
-    core.train_from_iterator(corpus if alphabet else [text for text in corpus if text.isascii()], trainer)
+    core.train_from_iterator(
+        corpus if alphabet else [text for text in corpus if text.isascii()], trainer
+    )
     return wrapped(core, chat)
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
-    """Train a BPE as SentencePiece has it: `▁` for spaces, unknown characters as bytes, a first space that decoding drops."""
+    """Train a BPE as SentencePiece has it: `▁` for spaces, unknown characters as bytes, a first
+    space that decoding drops."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
-    trainer = trainers.BpeTrainer(vocab_size=84, special_tokens=["<unk>", "<s>", *SPECIALS], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=84, special_tokens=["<unk>", "<s>", *SPECIALS], show_progress=False
+    )
     core.train_from_iterator(CORPUS[:3], trainer)
     text = json.loads(core.to_str())
     # As in SentencePiece, the 256 bytes are ordinary tokens behind the special ones.
     head = len(SPECIALS) + 2
-    vocab = {string: token if token < head else token + 256 for string, token in text["model"]["vocab"].items()}
+    vocab = {
+        string: token if token < head else token + 256
+        for string, token in text["model"]["vocab"].items()
+    }
     text["model"]["vocab"] = {**vocab, **{f"<0x{byte:02X}>": head + byte for byte in range(256)}}
     core = Tokenizer.from_str(json.dumps(text))
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
     return wrapped(core, None, unk_token="<unk>", bos_token="<s>")
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of six words."""
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<|pad|>"))
+    core = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<|pad|>")
+    )
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return wrapped(core, None)
 
@@ -143,7 +169,8 @@ def _rewritten(place: Callable[[int, int], int]) -> PreTrainedTokenizerFast:
     vocab = text["model"]["vocab"]
     size = len(vocab)
     text["model"]["vocab"] = {
-        string: token if token < len(SPECIALS) else place(token, size) for string, token in vocab.items()
+        string: token if token < len(SPECIALS) else place(token, size)
+        for string, token in vocab.items()
     }
     return wrapped(Tokenizer.from_str(json.dumps(text)), None)
 
@@ -158,7 +185,11 @@ def superset_tokenizer() -> PreTrainedTokenizerFast:
 def wrapped(core: Tokenizer, chat: str | None, **specials: str) -> PreTrainedTokenizerFast:
     """Return a transformers tokenizer around a core."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False, **specials
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        clean_up_tokenization_spaces=False,
+        **specials,
     )
     tokenizer.chat_template = chat
     return tokenizer
@@ -181,9 +212,6 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Return one of `TOKENIZERS`, trained once."""
     return TOKENIZERS[name]()
-
-
-# ------------------------------------------------------------------------------------------------------- networks
 
 
 @dataclass(frozen=True)
@@ -236,17 +264,31 @@ def folder(name: str) -> str:
     plan = PLANS[name]
     reader = tokenizer(plan.vocabulary)
     common: dict[str, Any] = {
-        "vocab_size": len(reader), "pad_token_id": reader.pad_token_id, "eos_token_id": reader.eos_token_id,
-        "bos_token_id": None, "initializer_range": SPREAD, "tie_word_embeddings": False,
+        "vocab_size": len(reader),
+        "pad_token_id": reader.pad_token_id,
+        "eos_token_id": reader.eos_token_id,
+        "bos_token_id": None,
+        "initializer_range": SPREAD,
+        "tie_word_embeddings": False,
     }
     if plan.labels is not None:
         common["num_labels"] = len(reader) if plan.labels == -1 else plan.labels
     if plan.family == "gpt2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "resid_pdrop": 0.0}
+        sizes = {
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": CONTEXT,
+            "resid_pdrop": 0.0,
+        }
     else:
         sizes = {
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "max_position_embeddings": CONTEXT,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": CONTEXT,
         }
     if plan.family == "mistral":
         sizes["sliding_window"] = WINDOW
@@ -255,7 +297,8 @@ def folder(name: str) -> str:
     built = (LANGUAGE if plan.labels is None else CLASSIFIERS)[plan.family](config).eval()
     with torch.no_grad():
         if plan.labels is None:
-            # EOS is drawn at about one step in ten, so that responses end by themselves at many lengths.
+            # EOS is drawn at about one step in ten, so that responses end by themselves at many
+            # lengths.
             built.lm_head.weight[reader.eos_token_id] *= 2.5
         else:
             built.score.weight *= 2.0
@@ -272,18 +315,22 @@ def scratch(name: str) -> Path:
 
 @functools.cache
 def plain(name: str) -> Any:
-    """Return the language model of a folder with transformers' own attention: the oracles' network."""
-    return AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.float32, attn_implementation="sdpa").eval()
+    """Return the language model of a folder with transformers' own attention: the oracles'
+    network."""
+    return AutoModelForCausalLM.from_pretrained(
+        folder(name), dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
 
 
 @functools.cache
 def plain_value(name: str) -> Any:
     """Return the sequence classifier of a folder with transformers' own attention."""
     family = PLANS[name].family
-    return CLASSIFIERS[family].from_pretrained(folder(name), dtype=torch.float32, attn_implementation="sdpa").eval()
-
-
-# ------------------------------------------------------------------------------------------------------- runs
+    return (
+        CLASSIFIERS[family]
+        .from_pretrained(folder(name), dtype=torch.float32, attn_implementation="sdpa")
+        .eval()
+    )
 
 
 @dataclass
@@ -302,11 +349,14 @@ class Run:
 
     def network(self, name: str) -> Any:
         """Return the loaded network of a folder."""
-        return next(network for network in self.assembly.networks.all() if network.name == folder(name))
+        return next(
+            network for network in self.assembly.networks.all() if network.name == folder(name)
+        )
 
 
 def recipe(base: str, mode: str = "base", **sections: Any) -> GenerateRecipe:
-    """Return a recipe over `folder(base)`; `sampling`, `token`, `chunk` and `guide` are given as in YAML."""
+    """Return a recipe over `folder(base)`; `sampling`, `token`, `chunk` and `guide` are given as in
+    YAML."""
     return GenerateRecipe.model_validate({"base": folder(base), "mode": mode, **sections})
 
 
@@ -345,7 +395,8 @@ def decode(
     prepare: Callable[[Assembly, Engine], None] = lambda assembly, engine: None,
     **rest: Any,
 ) -> Run:
-    """Decode prompts under a recipe; `order` may rearrange the requests, `prepare` may tamper with what was built."""
+    """Decode prompts under a recipe; `order` may rearrange the requests, `prepare` may tamper with
+    what was built."""
     warnings: list[str] = []
     assembly, engine = engine_of(plan, rows, warn=warnings.append, **rest)
     prepare(assembly, engine)
@@ -353,7 +404,11 @@ def decode(
         prompt if isinstance(prompt, Prompted) else Prompted(f"p{number}", prompt, None, prompt)
         for number, prompt in enumerate(prompts)
     ]
-    requests = order([Request(prompt, sample) for prompt in given for sample in range(plan.sampling.samples)])
-    outcomes = {(done.request.prompt.id, done.request.sample): done for done in engine.run(requests)}
+    requests = order(
+        [Request(prompt, sample) for prompt in given for sample in range(plan.sampling.samples)]
+    )
+    outcomes = {
+        (done.request.prompt.id, done.request.sample): done for done in engine.run(requests)
+    }
     assert len(outcomes) == len(requests), "every request has exactly one outcome"
     return Run(outcomes, assembly, engine, warnings)

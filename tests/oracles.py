@@ -1,6 +1,7 @@
 """Brute force: full forward passes, plain lists, enumeration. Nothing of ivgcli is imported here.
 
-What a test compares with must not share code with what it tests, so the keyed noise, the warps, the searches and the
+What a test compares with must not share code with what it tests, so the keyed noise, the warps, the
+searches and the
 log-probabilities are written again, in the slowest and plainest way.
 """
 
@@ -20,9 +21,6 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 M32, M64 = (1 << 32) - 1, (1 << 64) - 1
 
 
-# ------------------------------------------------------------------------------------------------------- forwards
-
-
 @torch.no_grad()
 def logits(model: Any, ids: Sequence[int]) -> np.ndarray:
     """Return next-token logits (T, V) in float64 of one uncached forward pass over `ids`."""
@@ -32,7 +30,9 @@ def logits(model: Any, ids: Sequence[int]) -> np.ndarray:
 @torch.no_grad()
 def head_outputs(model: Any, ids: Sequence[int]) -> np.ndarray:
     """Return the value head's outputs (T, D) in float64 at every position of `ids`."""
-    hidden = model.base_model(input_ids=torch.tensor([list(ids)]), use_cache=False).last_hidden_state
+    hidden = model.base_model(
+        input_ids=torch.tensor([list(ids)]), use_cache=False
+    ).last_hidden_state
     return model.score(hidden)[0].double().numpy()
 
 
@@ -52,10 +52,9 @@ def response_logprob(model: Any, prompt: Sequence[int], response: Sequence[int])
     if not response:
         return 0.0
     logprobs = log_softmax(logits(model, [*prompt, *response]))
-    return float(sum(logprobs[len(prompt) - 1 + place, token] for place, token in enumerate(response)))
-
-
-# ------------------------------------------------------------------------------------------------------- draws
+    return float(
+        sum(logprobs[len(prompt) - 1 + place, token] for place, token in enumerate(response))
+    )
 
 
 def stream_key(seed: int, record: str, sample: int, candidate: int) -> int:
@@ -81,7 +80,9 @@ def noise(key: int, step: int, size: int) -> np.ndarray:
     return -np.log1p(-((x & np.uint64(0x7FFFFFFF)).astype(np.float64) + 0.5) / 2**31)
 
 
-def warped(logprobs: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> np.ndarray:
+def warped(
+    logprobs: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> np.ndarray:
     """Return log-probabilities (V,) after transformers' own warpers, in transformers' order."""
     scores = torch.from_numpy(np.asarray(logprobs, dtype=np.float64))[None]
     if temperature == 0:
@@ -101,9 +102,6 @@ def warped(logprobs: np.ndarray, temperature: float = 1.0, top_k: int = 0, top_p
 def pick(logprobs: np.ndarray, exponential: np.ndarray) -> int:
     """Return argmax p/E."""
     return int(np.argmax(logprobs - np.log(exponential)))
-
-
-# ------------------------------------------------------------------------------------------------------- loops
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,9 @@ class Policy:
             token = pick(warped(logprobs, **self.warp), noise(key, len(tokens), len(logprobs)))
             kl += log_softmax(logprobs)[token] - log_softmax(self.base(tokens))[token]
             tokens.append(token)
-            finish = "eos" if token in self.ends else "length" if len(tokens) >= self.longest else None
+            finish = (
+                "eos" if token in self.ends else "length" if len(tokens) >= self.longest else None
+            )
         return replace(start, tokens=tuple(tokens), finish=finish, kl=kl)
 
 
@@ -155,12 +155,16 @@ class Pair:
     def tilt(self, response: Sequence[int]) -> np.ndarray:
         """Return w·(log π_tuned − log π_ref) (V,) of the token after a response."""
         tuned = next_logprobs(self.tuned, [*self.tuned_prompt, *response])
-        return self.weight * (tuned - next_logprobs(self.reference, [*self.reference_prompt, *response]))
+        return self.weight * (
+            tuned - next_logprobs(self.reference, [*self.reference_prompt, *response])
+        )
 
     def value(self, response: Sequence[int]) -> float:
         """Return the teacher-forced w·(log π_tuned − log π_ref) of a response."""
         tuned = response_logprob(self.tuned, self.tuned_prompt, response)
-        return self.weight * (tuned - response_logprob(self.reference, self.reference_prompt, response))
+        return self.weight * (
+            tuned - response_logprob(self.reference, self.reference_prompt, response)
+        )
 
 
 def policy(
@@ -171,7 +175,8 @@ def policy(
     tilt: Callable[[Sequence[int]], np.ndarray] | None = None,
     **warp: float,
 ) -> Policy:
-    """Return the policy of full forwards: log π_base + tilt, then the warps. Token 1 is EOS in every tiny network."""
+    """Return the policy of full forwards: log π_base + tilt, then the warps. Token 1 is EOS in
+    every tiny network."""
     known: dict[tuple[int, ...], np.ndarray] = {}
 
     def plain(response: Sequence[int]) -> np.ndarray:
@@ -195,7 +200,8 @@ def chunk_search(
     chunk_length: int | None,
     advantage: bool = False,
 ) -> Hypothesis:
-    """Search chunk by chunk with lists: the pool keeps what has finished, the best W live ones go on, the best of all wins."""
+    """Search chunk by chunk with lists: the pool keeps what has finished, the best W live ones go
+    on, the best of all wins."""
     beam = [Hypothesis() for _ in range(beam_width * successors)]
     pool: list[Hypothesis] = []
     reach = 0
@@ -205,10 +211,15 @@ def chunk_search(
         for number, start in enumerate(beam):
             found = policy.extend(start, reach, keys(number))
             worth = value(found)
-            grown.append(replace(found, value=worth, score=worth - (start.parent if advantage else 0.0)))
+            grown.append(
+                replace(found, value=worth, score=worth - (start.parent if advantage else 0.0))
+            )
         pool.extend(found for found in grown if found.finish is not None)
         live = [found for found in grown if found.finish is None]
-        live = [live[place] for place in sorted(range(len(live)), key=lambda place: (-live[place].score, place))]
+        live = [
+            live[place]
+            for place in sorted(range(len(live)), key=lambda place: (-live[place].score, place))
+        ]
         live = live[:beam_width]
         top = sorted((found.value for found in pool), reverse=True)[:beam_width]
         if live and len(top) == beam_width and all(found.value <= top[-1] for found in live):
@@ -225,9 +236,11 @@ def published_search(
     successors: int,
     chunk_length: int,
 ) -> Hypothesis:
-    """Search as the published loop selects: everything competes in every round, the first of the last round wins.
+    """Search as the published loop selects: everything competes in every round, the first of the
+    last round wins.
 
-    Finished rows are scored again, copied K times like any other, and the loop ends when all W selected have finished.
+    Finished rows are scored again, copied K times like any other, and the loop ends when all W
+    selected have finished.
     """
     rows = [Hypothesis() for _ in range(beam_width * successors)]
     reach = 0
@@ -242,11 +255,11 @@ def published_search(
         rows = [row for row in selected for _ in range(successors)]
 
 
-# ------------------------------------------------------------------------------------------------------- enumeration
-
-
-def responses(vocabulary: int, longest: int, ends: frozenset[int] = frozenset()) -> list[tuple[int, ...]]:
-    """Return every response: those that end by a token of `ends`, and the others of `longest` tokens."""
+def responses(
+    vocabulary: int, longest: int, ends: frozenset[int] = frozenset()
+) -> list[tuple[int, ...]]:
+    """Return every response: those that end by a token of `ends`, and the others of `longest`
+    tokens."""
     found = []
     for length in range(1, longest + 1):
         for tokens in itertools.product(range(vocabulary), repeat=length):
@@ -268,7 +281,10 @@ def sequence_probabilities(
             cache[prefix] = conditional(prefix)
         return cache[prefix]
 
-    return {tokens: math.prod(float(after(tokens[:t])[token]) for t, token in enumerate(tokens)) for tokens in every}
+    return {
+        tokens: math.prod(float(after(tokens[:t])[token]) for t, token in enumerate(tokens))
+        for tokens in every
+    }
 
 
 def prefix_expectation(
@@ -285,8 +301,11 @@ def prefix_expectation(
 
 
 def chi_square(counts: Sequence[float], expected: Sequence[float]) -> float:
-    """Return the chi-square statistic as a number of standard deviations above its mean (Wilson–Hilferty)."""
+    """Return the chi-square statistic as a number of standard deviations above its mean
+    (Wilson–Hilferty)."""
     counts, expected = np.asarray(counts, float), np.asarray(expected, float)
     statistic = float(((counts - expected) ** 2 / expected).sum())
     degrees = len(counts) - 1
-    return ((statistic / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees))
+    return ((statistic / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(
+        2 / (9 * degrees)
+    )

@@ -1,4 +1,5 @@
-"""Small values and rewards whose every number can be worked out by hand, and an output that is a list."""
+"""Small values and rewards whose every number can be worked out by hand, and an output that is a
+list."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def vowels(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def length(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     """Reward: characters of prompt and response."""
-    return [float(len(prompt) + len(response)) for prompt, response in zip(prompts, responses, strict=True)]
+    return [
+        float(len(prompt) + len(response))
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
 
 
 def constant(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -42,7 +46,12 @@ class PrefixValue:
         needs_candidates: whether next-token values are asked for candidates only.
     """
 
-    def __init__(self, function: Callable[[tuple[int, ...]], float], size: int, needs_candidates: bool = False) -> None:
+    def __init__(
+        self,
+        function: Callable[[tuple[int, ...]], float],
+        size: int,
+        needs_candidates: bool = False,
+    ) -> None:
         self.name = "toy"
         self.function = function
         self.size = size
@@ -60,11 +69,16 @@ class PrefixValue:
     def start(self, row: int, state: Row) -> None:
         pass
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         self._latest = [tuple(state.tokens) for state in states]
         choices = [range(self.size)] * len(rows) if candidates is None else candidates.tolist()
         return torch.tensor(
-            [[self.function((*prefix, token)) for token in tokens] for prefix, tokens in zip(self._latest, choices, strict=True)]
+            [
+                [self.function((*prefix, token)) for token in tokens]
+                for prefix, tokens in zip(self._latest, choices, strict=True)
+            ]
         )
 
     def here(self, rows: Sequence[int]) -> Tensor:

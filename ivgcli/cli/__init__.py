@@ -33,18 +33,24 @@ def _show_version(wanted: bool) -> None:
 def root(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version",
+            metavar="",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version.",
+        ),
     ] = False,
 ) -> None:
     """Steer a large frozen language model at decoding time with the values of small ones."""
 
 
 app.command(
-    epilog="ivg generate --base mistralai/Mistral-7B-Instruct-v0.2 --guide tulu --mode ivg"
+    epilog="Example: ivg generate --base mistralai/Mistral-7B-Instruct-v0.2 --guide tulu --mode ivg"
     " --prompt 'Why is the sky blue?'"
 )(decoding.generate)
 app.command(
-    epilog="ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16 --in prompts.jsonl"
+    epilog="Example: ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16 --in prompts.jsonl"
 )(decoding.bon)
 
 

@@ -84,15 +84,25 @@ def generate(
     ] = None,
     beam_width: Annotated[
         int | None,
-        typer.Option("--beam-width", "-W", help="Hypotheses kept.", rich_help_panel=STEERING),
+        typer.Option(
+            "--beam-width", "-W", metavar="N", help="Hypotheses kept.", rich_help_panel=STEERING
+        ),
     ] = None,
     successors: Annotated[
         int | None,
-        typer.Option("--successors", "-K", help="Continuations of each.", rich_help_panel=STEERING),
+        typer.Option(
+            "--successors",
+            "-K",
+            metavar="N",
+            help="Continuations of each.",
+            rich_help_panel=STEERING,
+        ),
     ] = None,
     chunk_length: Annotated[
         int | None,
-        typer.Option("--chunk-length", "-L", help="Tokens per chunk.", rich_help_panel=STEERING),
+        typer.Option(
+            "--chunk-length", "-L", metavar="N", help="Tokens per chunk.", rich_help_panel=STEERING
+        ),
     ] = None,
     samples: Samples = None,
     temperature: Temperature = None,
@@ -147,7 +157,13 @@ def bon(
     ] = None,
     best_of: Annotated[
         int | None,
-        typer.Option("--best-of", "-n", help="Responses drawn for each.", rich_help_panel=STEERING),
+        typer.Option(
+            "--best-of",
+            "-n",
+            metavar="N",
+            help="Responses drawn for each one kept.",
+            rich_help_panel=STEERING,
+        ),
     ] = None,
     reward: Annotated[
         str | None,
@@ -241,6 +257,7 @@ def _decode(
         stack.enter_context(progress)
         if streams.resume:
             progress.say(f"resuming: {done} of {len(keys)} responses are there")
+        progress.note("loading models")
         _calm_libraries(streams.quiet)
         workflow = getattr(importlib.import_module(module), function)
         summary = workflow(recipe, prompts, writer, trace=trace, progress=progress)
@@ -281,7 +298,7 @@ def _calm_libraries(quiet: bool) -> None:
 
 def _tell(summary: Any, streams: Streams) -> None:
     """Print a workflow's summary; failed records make the command fail, after all its work."""
-    parts = [_count(summary.records, "response"), _count(summary.tokens, "token")]
+    parts = [_count(summary.records - len(summary.failures), "response"), _count(summary.tokens, "token")]
     if summary.seconds > 0:
         parts.append(f"{summary.tokens / summary.seconds:.0f} tokens/s")
     parts += [f"{summary.seconds:.1f} s", _count(summary.rows, "row")]

@@ -26,6 +26,7 @@ Sets = Annotated[
 Base = Annotated[
     str | None,
     typer.Option(
+        metavar="MODEL",
         help="Model to steer: hub id (with @revision), folder, adapter or .gguf.",
         rich_help_panel=MODELS,
     ),
@@ -75,11 +76,17 @@ Limit = Annotated[
 ]
 Resume = Annotated[
     bool,
-    typer.Option("--resume", help="Keep what --out already holds.", rich_help_panel=STREAMS),
+    typer.Option(
+        "--resume", metavar="", help="Keep what --out already holds.", rich_help_panel=STREAMS
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors and warnings on stderr.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", metavar="", help="Only errors and warnings on stderr."),
+]
 PrintRecipe = Annotated[
-    bool, typer.Option("--print-recipe", help="Print the resolved recipe and exit.")
+    bool,
+    typer.Option("--print-recipe", metavar="", help="Print the resolved recipe and exit."),
 ]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of all draws.")]
 Samples = Annotated[
@@ -103,10 +110,19 @@ Stop = Annotated[
         rich_help_panel=DRAWS,
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …", rich_help_panel=ENGINE)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="cpu, cuda or cuda:N; default: a GPU if there is one.",
+        rich_help_panel=ENGINE,
+    ),
+]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or float16.", rich_help_panel=ENGINE),
+    typer.Option(
+        metavar="NAME", help="float32, bfloat16 or float16.", rich_help_panel=ENGINE
+    ),
 ]
 Rows = Annotated[
     int | None,

@@ -20,7 +20,7 @@ from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.guidance import tilted
 from ivgcli.decoding.sampling import draw, warped
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search
-from ivgcli.errors import ModelError
+from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
 from ivgcli.models.logprobs import log_softmax_, picked
 from ivgcli.models.streams import Reading, Stream, read_all
@@ -47,6 +47,7 @@ class Engine:
         width: V, token ids that may be drawn.
         trace: called at every ranking.
         warn: called with a sentence when memory ran out and the rows were halved.
+        stepped: called after every step, for whoever wants to show `under_way`.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Engine:
         width: int | None = None,
         trace: Trace | None = None,
         warn: Callable[[str], None] = lambda sentence: None,
+        stepped: Callable[[], None] = lambda: None,
     ) -> None:
         self.base = base
         self.mode = mode
@@ -68,6 +70,7 @@ class Engine:
         self.seed = seed
         self.trace = trace
         self.warn = warn
+        self.stepped = stepped
         self.ranking = mode.chunk if mode.chunk is not None and mode.chunk.rows > 1 else SINGLE
         self.values: list[Value] = list(
             {id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None}.values()
@@ -88,6 +91,18 @@ class Engine:
         for follower in (*self.streams, *self.values):
             follower.resize(rows)
 
+    def under_way(self) -> tuple[int, float]:
+        """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.
+
+        The shares are in 0..1 and add up: two searches half done are 1.
+        """
+        tokens, share = 0, 0.0
+        for search in self.searches:
+            longest = search.longest()
+            tokens += longest
+            share += longest / search.max_new_tokens
+        return tokens, share
+
     @torch.inference_mode()
     def run(self, requests: Iterable[Request]) -> Iterator[Outcome]:
         """Decode all requests; yield each outcome as soon as it is known, in no particular order.
@@ -100,6 +115,7 @@ class Engine:
             try:
                 yield from self._admit(waiting)
                 yield from self._guarded(self._step)
+                self.stepped()
                 yield from self._guarded(self._settle)
             except (torch.OutOfMemoryError, RuntimeError) as problem:
                 if not _out_of_memory(problem):
@@ -172,16 +188,19 @@ class Engine:
             self._begin(search)
 
     def _open(self, request: Request) -> Search | Outcome:
-        """Return a search for a request, or its failure if the prompt leaves no room for a response."""
+        """Return a search for a request, or its failure if the prompt does not suit a model or leaves no room."""
         prompt = request.prompt
         room = self.limits.max_new_tokens
         for stream in self.streams:
-            length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+            try:
+                length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+            except RecordError as problem:
+                return Outcome(request, None, f"{stream.network.name}: {problem.what} → {problem.hint}")
             left = stream.network.context - length
             if left < 1:
                 name = stream.network.name
                 what = f"the prompt has {length:,} tokens for {name}, whose context is {stream.network.context:,}"
-                return Outcome(request, None, f"{prompt.id}: {what} → shorten it")
+                return Outcome(request, None, f"{what} → shorten it")
             room = min(room, left)
         ids = self.base.prompts.encode(prompt.text, prompt.messages, prompt.id)
         return Search(request, ids, room, [])
@@ -290,7 +309,7 @@ class Engine:
         finite = torch.isfinite(numbers)
         if not bool(finite.all()):
             bad = [slot for slot, fine in zip(slots, finite.tolist(), strict=True) if not fine]
-            raise RowFailure(name, "gave a number that is not finite", "check the checkpoint, or use a wider --dtype", bad)
+            raise RowFailure(name, "gave a number that is not finite", "check it; a network may need a wider --dtype", bad)
 
     def _book(self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float) -> None:
         """Append a drawn token and see whether it ends the response."""

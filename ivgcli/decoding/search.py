@@ -66,6 +66,10 @@ class Search:
         """Return the slots that still decode."""
         return [slot for slot in self.beam if self.hypotheses[slot].row.finish is None]
 
+    def longest(self) -> int:
+        """Return the number of tokens of the longest candidate."""
+        return max((len(self.hypotheses[slot].row.tokens) for slot in self.beam), default=0)
+
     def open_chunk(self, chunk_length: int | None, seed: int) -> None:
         """Number the candidates of a new chunk and give each its noise."""
         lengths = [len(self.hypotheses[slot].row.tokens) for slot in self.live()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ivgcli.errors import ModelError
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 LANGUAGE_MODEL = "language model"
 VALUE = "value"
 
+MERGE = "merge it (merge_and_unload, save_pretrained) and name the merged folder"
+"""What to do with an adapter that cannot be switched on and off over a shared base."""
+
 
 class Networks:
     """All networks of a run; asking twice for the same weights gives the same object.
@@ -28,23 +33,27 @@ class Networks:
     Args:
         device: torch device name, None for CUDA where there is one.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU) or a torch dtype's name, for models that do not say.
+        say: told when something takes long.
     """
 
-    def __init__(self, device: str | None = None, dtype: str | None = None) -> None:
+    def __init__(
+        self, device: str | None = None, dtype: str | None = None, say: Callable[[str], None] = lambda sentence: None
+    ) -> None:
         self.device = chosen_device(device)
         self.dtype = dtype or "auto"
+        self.say = say
         self._loaded: dict[tuple, Network] = {}
 
     def language_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
         """Return the network of a language model, and the name of its adapter if it is one over a shared base."""
-        reference = resolve(spec.model)
+        reference = resolve(spec.model, self.say)
         plain = Reference(reference.source, reference.revision)
         network = self._get(spec, plain, LANGUAGE_MODEL)
         return network, None if reference.adapter is None else self._adapter(network, reference.adapter)
 
     def value_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
         """Return the network of a sequence classifier read at every prefix (D = number of labels)."""
-        reference = resolve(spec.model)
+        reference = resolve(spec.model, self.say)
         if reference.adapter is not None:
             return self._merged_value(spec, reference), None
         return self._get(spec, reference, VALUE), None
@@ -55,7 +64,7 @@ class Networks:
         Raises:
             ModelError: it has more than one label.
         """
-        reference = resolve(spec.model)
+        reference = resolve(spec.model, self.say)
         model, tokenizer = self._from_pretrained(AutoModelForSequenceClassification, spec, reference, attention=None)
         if model.config.num_labels != 1:
             what = f"a classifier with {model.config.num_labels} labels, not a reward model with one"
@@ -138,13 +147,16 @@ class Networks:
             config = PeftConfig.from_pretrained(folder)
         if config.is_prompt_learning or getattr(config, "modules_to_save", None):
             what = f"a {config.peft_type.value} adapter with its own modules or virtual tokens cannot share the base's weights"
-            raise ModelError(folder, what, "merge it (merge_and_unload, save_pretrained) and name the merged folder")
+            raise ModelError(folder, what, MERGE)
         with load_errors(folder):
             if network.adapters is None:
                 network.adapters = PeftModel.from_pretrained(network.model, folder, adapter_name=name)
                 network.adapters.eval()
             elif name not in network.adapters.peft_config:
                 network.adapters.load_adapter(folder, adapter_name=name)
+        if network.model.get_output_embeddings() is not network.head:
+            # The head is applied on its own, to the positions that matter, and would leave its adapter out.
+            raise ModelError(folder, f"a {config.peft_type.value} adapter over the output head cannot share the base's weights", MERGE)
         return name
 
     def _merged_value(self, spec: ModelSpec, reference: Reference) -> Network:
@@ -201,15 +213,19 @@ def load_errors(model: str) -> Iterator[None]:
     """Turn the many ways in which loading fails into one sentence that names the model."""
     try:
         yield
-    except (OSError, ImportError, ValueError) as problem:
+    except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as problem:
+        if isinstance(problem, torch.OutOfMemoryError):
+            raise
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         lowered = str(problem).lower()
         if "gated" in lowered or "401" in lowered or "restricted" in lowered:
             raise ModelError(model, "the hub wants a login for it", "accept its licence, then set HF_TOKEN") from problem
         offline = ("connect", "offline", "couldn't", "resolve", "max retries", "timed out", "locate the file", "not a valid model")
-        if any(word in lowered for word in offline):
+        if not Path(model).exists() and any(word in lowered for word in offline):
             hint = "check the name and the network, or download it first and give its folder"
             raise ModelError(model, "not a local folder, and the hub could not provide it", hint) from problem
+        if "mismatched_sizes" in lowered:
+            first = "its weights have other shapes than config.json says"
         raise ModelError(model, f"cannot be loaded ({first})", "check that it is a complete transformers model") from problem
 
 

@@ -15,8 +15,11 @@ from ivgcli.models.logprobs import picked
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
 PROBE_TOKENS = 6
-PROBE_TOLERANCE = 2e-2
-"""Largest difference, relative to the spread of the outputs, between a model's own forward and ours; bf16 needs this much."""
+PROBE_TOLERANCE = 1e-3
+"""Largest difference (root mean square, relative to the outputs' spread) between a model's own forward and ours in float32."""
+
+HALF_TOLERANCE = 4e-2
+"""The same in narrower formats: bfloat16 costs 0.012 on SmolLM2-135M, where attention scaled 20 % wrong costs 0.055."""
 
 
 @dataclass
@@ -133,13 +136,17 @@ class Network:
                     rows.append(self.read(tokens[begin:stop], [segment]))
                 ours = self.outputs(torch.cat(rows))
                 theirs = self._plain(tokens)
+            if cache.store is None:
+                raise NotImplementedError("it has an attention of its own")
         except (KeyError, TypeError, AttributeError, NotImplementedError, ValueError) as problem:
             raise NotDrivable(self.name, f"a model of type {kind} cannot be driven ({problem})", hint) from problem
         finally:
             self.ledger = kept
         spread = theirs.std().clamp_min(1e-6)
-        difference = float((ours - theirs).abs().max() / spread)
-        if not difference < PROBE_TOLERANCE:
+        # Not the largest one: a single logit of 30 moves by 0.1 when bfloat16 rounds it the other way.
+        difference = float((ours - theirs).square().mean().sqrt() / spread)
+        wide = self.model.get_input_embeddings().weight.dtype in (torch.float32, torch.float64)
+        if not difference < (PROBE_TOLERANCE if wide else HALF_TOLERANCE):
             what = f"a model of type {kind} cannot be driven: outputs through slots differ by {difference:.2g} of their spread"
             raise NotDrivable(self.name, what, hint)
 

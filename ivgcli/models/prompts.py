@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class PromptFormat:
             where: what to call the record in an error.
 
         Raises:
-            RecordError: a conversation for a model without a chat template.
+            RecordError: a conversation for a model without a chat template, or one that its template refuses.
         """
         if not self.chat:
             return (self.system or "") + self._wrap(self._single(text, messages, where))
@@ -65,12 +66,14 @@ class PromptFormat:
             turns = [{"role": "system", "content": self.system}, *(t for t in turns if t["role"] != "system")]
         try:
             return self._apply(turns)
-        except TemplateError:
+        except TemplateError as problem:
             # Templates such as Mistral's or Gemma's refuse a system role: the custom is to open the first message with it.
-            if turns[0]["role"] != "system" or len(turns) == 1:
-                raise
-            merged = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-            return self._apply([merged, *turns[2:]])
+            if turns[0]["role"] == "system" and len(turns) > 1:
+                merged = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+                with contextlib.suppress(TemplateError):
+                    return self._apply([merged, *turns[2:]])
+            what = f"the chat template refuses the conversation ({problem})"
+            raise RecordError(where, what, "check its roles and their order") from problem
 
     def encode(self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record") -> list[int]:
         """Return the token ids of `render`, begun the way the model's own tokenizer begins a sequence."""
@@ -94,4 +97,4 @@ class PromptFormat:
             return text
         if messages and len(messages) == 1 and messages[0]["role"] == "user":
             return messages[0]["content"]
-        raise RecordError(where, "a conversation, but the model has no chat template", "give it a prompt, or chat: true")
+        raise RecordError(where, "a conversation, but the model has no chat template", "give it a prompt, or use a chat model")

@@ -6,14 +6,32 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
+import struct
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ivgcli.errors import ModelError
 
 PACKAGE = "package:"
+
+BLOCKS, BLOCK_BYTES = 64, 1 << 20
+"""A GGUF file is known by this many blocks of this size."""
+
+MAGIC = b"GGUF"
+"""How every GGUF file begins."""
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""A name on the Hugging Face hub."""
+
+Say = Callable[[str], None]
+
+
+def _silent(sentence: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -27,19 +45,26 @@ class Reference:
     """Adapter folder to put over `source`."""
 
 
-def resolve(model: str) -> Reference:
+def resolve(model: str, say: Say = _silent) -> Reference:
     """Find what `model` means; nothing is loaded, but a GGUF file is unpacked once into the cache.
+
+    Args:
+        model: the reference, as a recipe gives it.
+        say: told when something takes long.
 
     Raises:
         ModelError: a path that does not exist, or a folder that holds no model.
     """
     if model.startswith(PACKAGE):
-        return resolve(str(_package_file(model)))
+        return resolve(str(_package_file(model)), say)
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(model, "no such file", "check the path")
-        return Reference(str(unpacked_gguf(path)))
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise ModelError(model, "not a GGUF file, whatever its name says", "download it again")
+        return Reference(str(unpacked_gguf(path, say)))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             return _adapter(path)
@@ -51,6 +76,8 @@ def resolve(model: str) -> Reference:
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(model, "no such folder", "check the path; a hub id looks like organisation/name")
     name, _, revision = model.partition("@")
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(model, "neither a folder nor a hub id", "check the path; a hub id looks like organisation/name")
     return Reference(name, revision or None)
 
 
@@ -90,7 +117,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ivg"
 
 
-def unpacked_gguf(path: Path) -> Path:
+def unpacked_gguf(path: Path, say: Say = _silent) -> Path:
     """Unpack a GGUF file into an ordinary transformers folder, once; later starts only map its weights.
 
     Transformers dequantises GGUF at every load, which takes many times as long as reading the result.
@@ -98,13 +125,10 @@ def unpacked_gguf(path: Path) -> Path:
     Returns:
         A folder in the cache, named by the file's content.
     """
-    digest = hashlib.blake2b(digest_size=12)
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    target = cache_folder() / "gguf" / f"{path.stem}-{digest.hexdigest()}"
+    target = cache_folder() / "gguf" / f"{path.stem}-{_fingerprint(path)}"
     if (target / "config.json").is_file():
         return target
+    say(f"unpacking {path.name} into {target.parent}, once")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
     try:
@@ -119,6 +143,17 @@ def unpacked_gguf(path: Path) -> Path:
     return target
 
 
+def _fingerprint(path: Path) -> str:
+    """Return a hash of a file's size and of blocks spread over it: reading all of a large file would take minutes."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=12)
+    with path.open("rb") as file:
+        for place in range(BLOCKS):
+            file.seek(max(0, size - BLOCK_BYTES) * place // (BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 def _unpack(path: Path, target: Path) -> None:
     """Write the GGUF file's weights (float32), config and tokenizer to `target`; config.json comes last."""
     try:
@@ -131,7 +166,7 @@ def _unpack(path: Path, target: Path) -> None:
     try:
         loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, OSError, KeyError) as problem:
+    except (ValueError, OSError, KeyError, IndexError, struct.error) as problem:
         raise ModelError(str(path), f"cannot be read as GGUF ({problem})", "try another quantisation of it") from problem
     config = loaded.config
     # transformers refuses to save what it calls quantised, though the weights are dense by now.

@@ -63,9 +63,13 @@ def load(
             draft.assign(key, value, "--set")
     for dotted, value in (flags or {}).items():
         if value is not None:
-            flag = FLAGS.get(dotted, "--" + dotted.rpartition(".")[2].replace("_", "-"))
-            draft.assign(_key(dotted), value, flag)
+            draft.assign(_key(dotted), value, _flag(dotted))
     return draft.validate(kind)
+
+
+def _flag(dotted: str) -> str:
+    """Return the flag that sets a key, if there is one."""
+    return FLAGS.get(dotted, "--" + dotted.rpartition(".")[2].replace("_", "-"))
 
 
 def _split(text: str) -> tuple[KeyPath, Any]:
@@ -165,7 +169,8 @@ class _Draft:
         )
         what, _, hint = sentence.partition(" → ")
         key = ".".join(map(str, written))
-        return RecipeError(place or key, f"{key}: {what}" if place else what, hint)
+        named = place in ("", _flag(key))  # the place names the key already
+        return RecipeError(place or key, what if named else f"{key}: {what}", hint)
 
     def _as_written(self, location: KeyPath) -> KeyPath:
         """Return a validated location without the list and mapping that shorthands stand for."""

@@ -36,7 +36,7 @@ class CallableScorer:
         except (TypeError, ValueError) as problem:
             raise ModelError(self.name, f"returned something that is no list of numbers ({problem})") from problem
         if len(values) != len(responses):
-            raise ModelError(self.name, f"returned {len(values)} values for {len(responses)} responses", "one per response")
+            raise ModelError(self.name, f"returned {len(values)} values for {len(responses)} responses", "return one for each")
         return [value if math.isfinite(value) else math.nan for value in values]
 
 

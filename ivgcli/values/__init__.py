@@ -102,5 +102,5 @@ def require_finite(name: str, rows: Sequence[int], values: Tensor) -> Tensor:
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         bad = [row for row, fine in zip(rows, finite.tolist(), strict=True) if not fine]
-        raise RowFailure(name, "gave a number that is not finite", "check the checkpoint, or use a wider --dtype", bad)
+        raise RowFailure(name, "gave a number that is not finite", "check it; a network may need a wider --dtype", bad)
     return values

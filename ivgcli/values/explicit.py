@@ -62,7 +62,7 @@ class ScalarValue:
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
         """Return V(prefix) (B,)."""
         read_all([self.stream.unread(rows, [state.tokens for state in states])])
-        return require_finite(self.name, rows, self.stream.outputs(rows)[:, 0].double())
+        return require_finite(self.name, rows, self.stream.outputs(rows)[:, 0].double().cpu())
 
     def copy(self, targets: Sequence[int], sources: Sequence[int]) -> None:
         """Nothing to do: the value is read off the stream."""

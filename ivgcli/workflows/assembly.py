@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ivgcli.errors import ModelError
@@ -31,12 +31,18 @@ class Assembly:
         device: torch device name, or None.
         dtype: dtype name for models that name none, or None.
         vocabulary: `auto`, `same` or `ids`, as in a recipe.
+        say: told when loading takes long.
     """
 
     def __init__(
-        self, spec: ModelSpec, device: str | None = None, dtype: str | None = None, vocabulary: str = "auto"
+        self,
+        spec: ModelSpec,
+        device: str | None = None,
+        dtype: str | None = None,
+        vocabulary: str = "auto",
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        self.networks = Networks(device, dtype)
+        self.networks = Networks(device, dtype, say)
         self.vocabulary = vocabulary
         self.notes: list[str] = []
         self._streams: dict[tuple, Stream] = {}
@@ -93,6 +99,9 @@ class Assembly:
             form = PromptFormat(tokenizer, spec.model.template, spec.model.system, spec.model.chat)
             return ScorerValue(RewardModel(name, model, tokenizer, form), self.reader)
         head = spec.head
+        if network.width not in (1, network.model.get_input_embeddings().weight.shape[0]) and head == "auto":
+            what = f"a classifier with {network.width} labels, neither one value nor one for each token"
+            raise ModelError(name, what, "name a reward model with one label, or a Python callable: module:function")
         if head == "auto":
             head = "scalar" if network.width == 1 else "token-q"
         if head == "scalar" and network.width != 1:

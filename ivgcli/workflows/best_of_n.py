@@ -14,6 +14,7 @@ from ivgcli.workflows.assembly import Assembly
 from ivgcli.workflows.generate import (
     Narrator,
     Summary,
+    assemble,
     decode_all,
     prompted,
     response_fields,
@@ -35,7 +36,7 @@ def best_of_n(
     here the N need not decode at once. Equal values: the first drawn wins. If some of the N fail, the others compete; if
     all fail, so does the record.
     """
-    assembly = Assembly(recipe.base, recipe.engine.device, recipe.engine.dtype, recipe.vocabulary)
+    assembly = assemble(recipe, progress)
     mode = Mode(f"bon-{recipe.by}", chunk=ChunkRanking(ranking_value(recipe, assembly)))
     wanted = [
         (prompt, sample)
@@ -72,10 +73,10 @@ def best_of_n(
         fields = response_fields(best, {**shared, "sample": key[1]})
         writer.write(by_id[key[0]].respond(fields))
 
-    def completed(outcome: Outcome) -> int:
+    def completes(outcome: Outcome) -> int:
         return 0 if (outcome.request.prompt.id, outcome.request.sample) in gathered else 1
 
-    summary = decode_all(recipe, assembly, mode, requests, record, None, progress, completed)
+    summary = decode_all(recipe, assembly, mode, requests, record, None, progress, completes, recipe.best_of)
     drawn = f"{summary.tokens:,} tokens drawn for {len(requests):,} candidates"
     return replace(
         summary, records=len(wanted), failures=failures, tokens=kept[0], notes=(*summary.notes, drawn)

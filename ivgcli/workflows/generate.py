@@ -6,17 +6,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Protocol
 
 import torch
-import transformers
 
 from ivgcli import __version__
 from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.beams import Candidate
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Outcome, Request, Search
-from ivgcli.errors import RecipeError
+from ivgcli.errors import RecipeError, RecordError
+from ivgcli.models.streams import Stream
 from ivgcli.models.text import response_text
 from ivgcli.recipes import MODES, GenerateRecipe, SamplingSpec, run_id
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
@@ -28,11 +29,11 @@ from ivgcli.workflows.capacity import affordable_rows, peak_memory
 class Narrator(Protocol):
     """What a workflow tells while it runs; `console.Progress` is one."""
 
-    def advance(self, count: int = 1, text: str | None = None) -> None:
+    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
         """Count finished responses."""
 
-    def note(self, text: str) -> None:
-        """Show a few words beside the count."""
+    def note(self, text: str, under_way: float = 0.0) -> None:
+        """Show a few words beside the count, and how many responses' worth of work is done on the others."""
 
     def say(self, text: str) -> None:
         """Tell something worth knowing."""
@@ -74,8 +75,7 @@ def generate(
         ModelError: a model cannot be had, driven or used in this mode.
         RecipeError: one search needs more rows than `engine.rows`.
     """
-    engine_spec = recipe.engine
-    assembly = Assembly(recipe.base, engine_spec.device, engine_spec.dtype, recipe.vocabulary)
+    assembly = assemble(recipe, progress)
     mode = build_mode(recipe, assembly)
     keys = [
         (prompt, sample)
@@ -94,6 +94,13 @@ def generate(
         writer.write(by_id[request.prompt.id].respond(response_fields(outcome, fields)))
 
     return decode_all(recipe, assembly, mode, requests, record, tracer(trace, assembly), progress)
+
+
+def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
+    """Load the base of a recipe; what takes long is told."""
+    where = recipe.engine
+    say = progress.say if progress is not None else lambda sentence: None
+    return Assembly(recipe.base, where.device, where.dtype, recipe.vocabulary, say)
 
 
 def build_mode(recipe: GenerateRecipe, assembly: Assembly) -> Mode:
@@ -128,7 +135,8 @@ def decode_all(
     record: Callable[[Outcome], None],
     trace: Callable[..., None] | None,
     progress: Narrator | None,
-    advance: Callable[[Outcome], int] = lambda outcome: 1,
+    completes: Callable[[Outcome], int] = lambda outcome: 1,
+    requests_each: int = 1,
 ) -> Summary:
     """Run the engine over requests and hand every outcome on.
 
@@ -140,7 +148,8 @@ def decode_all(
         record: takes each outcome, in the order of finishing.
         trace: called at every ranking.
         progress: told how far things are.
-        advance: how many wanted responses an outcome completes.
+        completes: how many wanted responses an outcome completes.
+        requests_each: requests of one wanted response.
     """
     limits = sampling_limits(recipe.sampling)
     engine = Engine(
@@ -153,20 +162,30 @@ def decode_all(
         width=assembly.width,
         trace=trace,
         warn=progress.warn if progress is not None else lambda sentence: None,
+        stepped=lambda: show(0),
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
-    tokens = 0
+    tokens = ended = completed = 0
     failures = []
+
+    def show(count: int) -> None:
+        """Count finished responses, and show how far the others are."""
+        if progress is not None:
+            drawn, share = engine.under_way()
+            rate = (tokens + drawn) / max(time.monotonic() - began, 1e-9)
+            progress.advance(count, f"{rate:,.0f} tokens/s", (ended + share) / requests_each - completed)
+
     for outcome in engine.run(requests):
         record(outcome)
+        ended += 1
         if outcome.winner is None:
             failures.append((outcome.request.prompt.id, outcome.failure))
         else:
             tokens += len(outcome.winner.row.tokens)
-        if progress is not None:
-            rate = tokens / max(time.monotonic() - began, 1e-9)
-            progress.advance(advance(outcome), f"{rate:,.0f} tokens/s")
+        count = completes(outcome)
+        completed += count
+        show(count)
     seconds = time.monotonic() - began
     peak = peak_memory(assembly.base.network.device)
     return Summary(
@@ -179,7 +198,7 @@ def decode_all(
         tuple(assembly.notes),
         device_name(assembly.base.network.device),
         {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
-        {"ivgcli": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        {"ivgcli": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     )
 
 
@@ -197,16 +216,17 @@ def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> in
             raise RecipeError("chunk", f"one search decodes {what}", f"--rows {need} or a smaller beam")
         return wanted
     prompts = {id(request.prompt): request.prompt for request in requests}.values()
-    longest = max(
-        (
-            len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
-            for stream in engine.streams
-            for prompt in prompts
-        ),
-        default=0,
-    )
+    longest = max((_length(stream, prompt) for stream in engine.streams for prompt in prompts), default=0)
     rows = affordable_rows(engine.streams, longest + engine.limits.max_new_tokens, need)
     return min(rows, max(1, len(requests)) * need)
+
+
+def _length(stream: Stream, prompt: Prompted) -> int:
+    """Return the number of tokens of a prompt; 0 if it does not suit the model, which its record will say."""
+    try:
+        return len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+    except RecordError:
+        return 0
 
 
 def prompted(prompt: Prompt) -> Prompted:
@@ -249,7 +269,10 @@ def response_fields(outcome: Outcome, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def rounded(number: float | None) -> float | None:
-    """Return a number to six significant digits: what float32 holds, and equal wherever only the last bits differ."""
+    """Return a number to six significant digits, which is what float32 holds; None for what is not finite.
+
+    Another number of rows sums in another order, and may still move the sixth digit.
+    """
     if number is None or not math.isfinite(number):
         return None
     return float(f"{number:.6g}") + 0.0

@@ -129,7 +129,7 @@ def test_failed_records_are_told_after_all_the_work() -> None:
     assert result.stdout.count("\n") == 8
     told = result.stderr[result.stderr.index("error: ") :].splitlines()
     assert told == [
-        "error: 7 records failed → their lines say why; --resume tries them again",
+        "error: 7 records failed → their lines say why",
         *[f"  {number}: prompt too long" for number in range(1, 6)],
         "  and 2 more",
     ]
@@ -207,7 +207,7 @@ def test_a_trace_goes_to_its_file(tmp_path: Path) -> None:
         (
             ["generate", "--base", "b", "--mode", "ivgg"],
             "",
-            "--mode: mode: expected base, eft-i, eft-e, cbs-i, cbs-e, eft-i+cbs-i, eft-e+cbs-e,"
+            "--mode: expected base, eft-i, eft-e, cbs-i, cbs-e, eft-i+cbs-i, eft-e+cbs-e,"
             ' eft-e+cbs-i or ivg, got "ivgg" → did you mean ivg?',
         ),
     ],

@@ -1,4 +1,5 @@
-"""Any history of reads, peeks, commits, copies, restarts and rewinds ends where a full forward ends."""
+"""Any history of reads, peeks, commits, copies, restarts and rewinds ends where a full forward
+ends."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def test_any_history_equals_full_forwards(family, seed):
     def some(filled: bool, room: int = 0) -> list[int]:
         able = [row for row in range(ROWS) if (texts[row] is not None) == filled]
         able = [row for row in able if not filled or len(texts[row]) + room < CONTEXT]
-        return sorted(random.permutation(able)[: random.integers(1, len(able) + 1)].tolist()) if able else []
+        return (
+            sorted(random.permutation(able)[: random.integers(1, len(able) + 1)].tolist())
+            if able
+            else []
+        )
 
     def prefill() -> None:
         rows = some(False) or [int(random.integers(ROWS))]
@@ -83,7 +88,11 @@ def test_any_history_equals_full_forwards(family, seed):
 
     def copy() -> None:
         for source in some(True):
-            kin = [row for row in range(ROWS) if row != source and prompts[row] == prompts[source] is not None]
+            kin = [
+                row
+                for row in range(ROWS)
+                if row != source and prompts[row] == prompts[source] is not None
+            ]
             if kin:
                 stream.copy(kin, [source] * len(kin))
                 for row in kin:
@@ -97,7 +106,8 @@ def test_any_history_equals_full_forwards(family, seed):
             fresh = tokens(2)
             read_all([Reading(stream, [row], [fresh])])
             texts[row] = texts[row][:length] + fresh
-            # What a retokenised text may do to its row: nothing restarts from it, but its siblings become copies of it.
+            # What a retokenised text may do to its row: nothing restarts from it, but its siblings
+            # become copies of it.
             assert stream.intact[row] or length < len(prompts[row])
 
     prefill()

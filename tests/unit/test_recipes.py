@@ -254,12 +254,12 @@ def test_what_makes_no_sense_is_told(tmp_path: Path, text: str, expected: str) -
         ),
         (
             {"by": "implicit"},
-            "--by: by: implicit needs an implicit value, and no guide is given"
+            "--by: implicit needs an implicit value, and no guide is given"
             " → add one with --guide, or choose another --by",
         ),
         (
             {"best_of": 0, "by": "reward", "reward": "m:f"},
-            "--best-of: best_of: expected at least 1, got 0",
+            "--best-of: expected at least 1, got 0",
         ),
     ],
 )

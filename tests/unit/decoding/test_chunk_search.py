@@ -22,7 +22,9 @@ READERS = {"llama-ascii": "ascii"}
 
 
 def naive_pair(family: str, prompt: str) -> oracles.Pair:
-    return oracles.Pair(plain(f"{family}-tuned"), plain(f"{family}-reference"), ids(prompt), ids(prompt))
+    return oracles.Pair(
+        plain(f"{family}-tuned"), plain(f"{family}-reference"), ids(prompt), ids(prompt)
+    )
 
 
 def guide(family: str = "llama", explicit: str | None = None) -> dict:
@@ -31,7 +33,9 @@ def guide(family: str = "llama", explicit: str | None = None) -> dict:
 
 
 def scalar(prompt: str):
-    return lambda found: oracles.head_outputs(plain_value("scalar"), [*ids(prompt), *found.tokens])[-1, 0]
+    return lambda found: oracles.head_outputs(plain_value("scalar"), [*ids(prompt), *found.tokens])[
+        -1, 0
+    ]
 
 
 def token_q(prompt: str):
@@ -62,26 +66,47 @@ def implicit_by_text(prompt: str, vocabulary: str):
         if found.finish == "eos":
             sequence.append(tokenizer("other").eos_token_id)
         alone = ids(prompt, "other")
-        shared = next((i for i, (a, b) in enumerate(zip(alone, sequence, strict=False)) if a != b), min(len(alone), len(sequence)))
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(alone, sequence, strict=False)) if a != b),
+            min(len(alone), len(sequence)),
+        )
         shared = max(shared, 1)
-        both = oracles.Pair(plain("llama-other"), plain("llama-other-reference"), sequence[:shared], sequence[:shared])
+        both = oracles.Pair(
+            plain("llama-other"),
+            plain("llama-other-reference"),
+            sequence[:shared],
+            sequence[:shared],
+        )
         return both.value(sequence[shared:])
 
     return value
 
 
-def check(run, search, number: int, prompt: str, policy: oracles.Policy, value, shape: dict, family: str = "llama") -> None:
+def check(
+    run,
+    search,
+    number: int,
+    prompt: str,
+    policy: oracles.Policy,
+    value,
+    shape: dict,
+    family: str = "llama",
+) -> None:
     """Compare one record with what a naive search finds."""
 
     def keys(candidate: int) -> int:
         return oracles.stream_key(0, f"p{number}", 0, candidate)
 
-    expected = search(policy, value, keys, shape["beam_width"], shape["successors"], shape["chunk_length"])
+    expected = search(
+        policy, value, keys, shape["beam_width"], shape["successors"], shape["chunk_length"]
+    )
     won = run.outcomes[f"p{number}", 0].winner
     assert (tuple(won.row.tokens), won.row.finish) == (expected.tokens, expected.finish)
     assert won.value == pytest.approx(expected.value, abs=3e-3)
     assert won.kl == pytest.approx(expected.kl, abs=3e-3)
-    base = oracles.response_logprob(plain(family), ids(prompt, READERS.get(family, "bytes")), expected.tokens)
+    base = oracles.response_logprob(
+        plain(family), ids(prompt, READERS.get(family, "bytes")), expected.tokens
+    )
     assert won.base_logprob == pytest.approx(base, abs=2e-3)
 
 
@@ -94,21 +119,40 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "W{beam_width} K{successors} L{chunk_length}".format(**s))
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=lambda s: "W{beam_width} K{successors} L{chunk_length}".format(**s)
+)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_cbs_i_equals_a_naive_search_with_teacher_forced_log_ratios(family, shape):
-    plan = recipe(family, "cbs-i", guide=guide(family), chunk=shape, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        family, "cbs-i", guide=guide(family), chunk=shape, sampling={"max_new_tokens": LONGEST}
+    )
     run = decode(plan, PROMPTS, rows=16)
     for number, prompt in enumerate(PROMPTS):
         both = naive_pair(family, prompt)
         policy = oracles.policy(plain(family), ids(prompt), LONGEST)
-        check(run, oracles.chunk_search, number, prompt, policy, lambda found, both=both: both.value(found.tokens), shape, family)
+        check(
+            run,
+            oracles.chunk_search,
+            number,
+            prompt,
+            policy,
+            lambda found, both=both: both.value(found.tokens),
+            shape,
+            family,
+        )
 
 
 @pytest.mark.parametrize(("name", "value"), [("scalar", scalar), ("token-q", token_q)])
 def test_cbs_e_equals_a_naive_search_with_full_forwards(name, value):
     shape = SHAPES[0]
-    plan = recipe("llama", "cbs-e", guide={"explicit": folder(name)}, chunk=shape, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        "llama",
+        "cbs-e",
+        guide={"explicit": folder(name)},
+        chunk=shape,
+        sampling={"max_new_tokens": LONGEST},
+    )
     run = decode(plan, PROMPTS, rows=16)
     for number, prompt in enumerate(PROMPTS):
         policy = oracles.policy(plain("llama"), ids(prompt), LONGEST)
@@ -124,28 +168,60 @@ BY_TEXT = {
 @pytest.mark.parametrize("kind", BY_TEXT)
 @pytest.mark.parametrize(
     ("base", "shape"),
-    # Two candidates that differ by half a character only have one text and tie up to rounding, so "bytes" keeps to
+    # Two candidates that differ by half a character only have one text and tie up to rounding, so
+    # "bytes" keeps to
     # chunks long enough for that to be rare.
-    [("llama-ascii", SHAPES[0]), ("llama-ascii", SHAPES[1]), ("llama-ascii", SHAPES[2]), ("llama", SHAPES[0])],
+    [
+        ("llama-ascii", SHAPES[0]),
+        ("llama-ascii", SHAPES[1]),
+        ("llama-ascii", SHAPES[2]),
+        ("llama", SHAPES[0]),
+    ],
     ids=["W2 K2 L4", "W3 K2 L1", "W1 K4 L5", "half characters W2 K2 L4"],
 )
 def test_chunk_search_by_text_equals_one_that_encodes_everything_afresh(kind, base, shape):
     mode, entry, value = BY_TEXT[kind]
     vocabulary = READERS.get(base, "bytes")
-    given = {"explicit": folder(entry["explicit"])} if kind == "scalar" else {"implicit": pair(*entry["implicit"])}
-    run = decode(recipe(base, mode, guide=given, chunk=shape, sampling={"max_new_tokens": LONGEST}), PROMPTS, rows=8)
+    given = (
+        {"explicit": folder(entry["explicit"])}
+        if kind == "scalar"
+        else {"implicit": pair(*entry["implicit"])}
+    )
+    run = decode(
+        recipe(base, mode, guide=given, chunk=shape, sampling={"max_new_tokens": LONGEST}),
+        PROMPTS,
+        rows=8,
+    )
     for number, prompt in enumerate(PROMPTS):
         policy = oracles.policy(plain(base), ids(prompt, vocabulary), LONGEST)
-        check(run, oracles.chunk_search, number, prompt, policy, value(prompt, vocabulary), shape, base)
+        check(
+            run,
+            oracles.chunk_search,
+            number,
+            prompt,
+            policy,
+            value(prompt, vocabulary),
+            shape,
+            base,
+        )
     others = [network for network in run.assembly.networks.all() if "other" in network.name]
-    assert all(network.ledger.reread > 0 for network in others), "merges did change what had been read"
+    assert all(network.ledger.reread > 0 for network in others), (
+        "merges did change what had been read"
+    )
 
 
 @pytest.mark.parametrize("mode", ["ivg", "eft-i+cbs-i", "eft-e+cbs-i", "eft-e+cbs-e"])
 def test_combined_modes_equal_naive_searches(mode):
     shape = SHAPES[0]
     explicit = "scalar" if mode == "ivg" else "token-q"
-    plan = recipe("llama", mode, guide=guide(explicit=explicit), chunk=shape, token={"weight": 0.7}, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        "llama",
+        mode,
+        guide=guide(explicit=explicit),
+        chunk=shape,
+        token={"weight": 0.7},
+        sampling={"max_new_tokens": LONGEST},
+    )
     run = decode(plan, PROMPTS, rows=9)
     for number, prompt in enumerate(PROMPTS):
         both = naive_pair("llama", prompt)
@@ -157,7 +233,9 @@ def test_combined_modes_equal_naive_searches(mode):
             return 0.7 * oracles.head_outputs(plain_value("token-q"), [*ids(prompt), *response])[-1]
 
         tilt = by_head if mode.startswith("eft-e") else by_pair
-        value = {"ivg": scalar(prompt), "eft-e+cbs-e": token_q(prompt)}.get(mode, lambda found, both=both: both.value(found.tokens))
+        value = {"ivg": scalar(prompt), "eft-e+cbs-e": token_q(prompt)}.get(
+            mode, lambda found, both=both: both.value(found.tokens)
+        )
         policy = oracles.policy(plain("llama"), ids(prompt), LONGEST, tilt=tilt)
         check(run, oracles.chunk_search, number, prompt, policy, value, shape)
 
@@ -166,7 +244,11 @@ def test_combined_modes_equal_naive_searches(mode):
 def test_a_scalar_value_that_guides_and_ranks_is_one_stream_and_equals_a_naive_search(mode):
     shape = SHAPES[0]
     plan = recipe(
-        "llama", mode, guide={"explicit": folder("scalar")}, chunk=shape, token={"candidates": 3, "outside": "drop"},
+        "llama",
+        mode,
+        guide={"explicit": folder("scalar")},
+        chunk=shape,
+        token={"candidates": 3, "outside": "drop"},
         sampling={"max_new_tokens": 10},
     )
     run = decode(plan, PROMPTS[:2])
@@ -175,8 +257,12 @@ def test_a_scalar_value_that_guides_and_ranks_is_one_stream_and_equals_a_naive_s
 
         def tilt(response, prompt=prompt):
             values = np.full(300, -np.inf)
-            for token in np.argsort(-oracles.next_logprobs(plain("llama"), [*ids(prompt), *response]))[:3]:
-                values[token] = oracles.head_outputs(plain_value("scalar"), [*ids(prompt), *response, token])[-1, 0]
+            for token in np.argsort(
+                -oracles.next_logprobs(plain("llama"), [*ids(prompt), *response])
+            )[:3]:
+                values[token] = oracles.head_outputs(
+                    plain_value("scalar"), [*ids(prompt), *response, token]
+                )[-1, 0]
             return values
 
         policy = oracles.policy(plain("llama"), ids(prompt), 10, tilt=tilt)
@@ -185,7 +271,13 @@ def test_a_scalar_value_that_guides_and_ranks_is_one_stream_and_equals_a_naive_s
 
 def test_ranking_by_advantage_equals_a_naive_search_and_differs_from_the_absolute_value():
     shape = {"beam_width": 2, "successors": 3, "chunk_length": 3}
-    plan = recipe("llama", "cbs-i", guide=guide(), chunk={**shape, "score": "advantage"}, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        "llama",
+        "cbs-i",
+        guide=guide(),
+        chunk={**shape, "score": "advantage"},
+        sampling={"max_new_tokens": LONGEST},
+    )
     run = decode(plan, PROMPTS, rows=12)
 
     def search(*arguments):
@@ -194,19 +286,45 @@ def test_ranking_by_advantage_equals_a_naive_search_and_differs_from_the_absolut
     for number, prompt in enumerate(PROMPTS):
         both = naive_pair("llama", prompt)
         policy = oracles.policy(plain("llama"), ids(prompt), LONGEST)
-        check(run, search, number, prompt, policy, lambda found, both=both: both.value(found.tokens), shape)
-    absolute = recipe("llama", "cbs-i", guide=guide(), chunk=shape, sampling={"max_new_tokens": LONGEST})
+        check(
+            run,
+            search,
+            number,
+            prompt,
+            policy,
+            lambda found, both=both: both.value(found.tokens),
+            shape,
+        )
+    absolute = recipe(
+        "llama", "cbs-i", guide=guide(), chunk=shape, sampling={"max_new_tokens": LONGEST}
+    )
     assert decode(absolute, PROMPTS, rows=12).tokens() != run.tokens()
 
 
-@pytest.mark.parametrize("shape", [SHAPES[0], {"beam_width": 2, "successors": 2, "chunk_length": 2}])
+@pytest.mark.parametrize(
+    "shape", [SHAPES[0], {"beam_width": 2, "successors": 2, "chunk_length": 2}]
+)
 def test_compat_w2s_equals_the_published_selection(shape):
-    plan = recipe("llama", "cbs-i", guide=guide(), chunk={**shape, "compat": "w2s"}, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        "llama",
+        "cbs-i",
+        guide=guide(),
+        chunk={**shape, "compat": "w2s"},
+        sampling={"max_new_tokens": LONGEST},
+    )
     run = decode(plan, PROMPTS, rows=8)
     for number, prompt in enumerate(PROMPTS):
         both = naive_pair("llama", prompt)
         policy = oracles.policy(plain("llama"), ids(prompt), LONGEST)
-        check(run, oracles.published_search, number, prompt, policy, lambda found, both=both: both.value(found.tokens), shape)
+        check(
+            run,
+            oracles.published_search,
+            number,
+            prompt,
+            policy,
+            lambda found, both=both: both.value(found.tokens),
+            shape,
+        )
 
 
 @pytest.mark.parametrize("compat", [None, "w2s"])
@@ -214,19 +332,39 @@ def test_ties_go_to_the_lower_number(compat):
     """Counting vowels ties all the time."""
     shape = {"beam_width": 2, "successors": 3, "chunk_length": 3}
     entry = {"explicit": "tests.toys:vowels"}
-    plan = recipe("llama", "cbs-e", guide=entry, chunk={**shape, "compat": compat}, sampling={"max_new_tokens": LONGEST})
+    plan = recipe(
+        "llama",
+        "cbs-e",
+        guide=entry,
+        chunk={**shape, "compat": compat},
+        sampling={"max_new_tokens": LONGEST},
+    )
     run = decode(plan, PROMPTS, rows=12)
     search = oracles.chunk_search if compat is None else oracles.published_search
     for number, prompt in enumerate(PROMPTS):
         policy = oracles.policy(plain("llama"), ids(prompt), LONGEST)
-        check(run, search, number, prompt, policy, lambda found: vowels([""], [rendered(found)])[0], shape)
+        check(
+            run,
+            search,
+            number,
+            prompt,
+            policy,
+            lambda found: vowels([""], [rendered(found)])[0],
+            shape,
+        )
 
 
 def test_a_finished_hypothesis_wins_early_when_nothing_alive_is_better():
-    """With a value that falls with length, the first W hypotheses to end beat everything alive: fewer passes than tokens."""
+    """With a value that falls with length, the first W hypotheses to end beat everything alive:
+    fewer passes than tokens."""
     run = decode(
-        recipe("llama", "cbs-e", guide={"explicit": [{"callable": "tests.toys:length", "weight": -1.0}]},
-               chunk={"beam_width": 1, "successors": 8, "chunk_length": 2}, sampling={"max_new_tokens": 40}),
+        recipe(
+            "llama",
+            "cbs-e",
+            guide={"explicit": [{"callable": "tests.toys:length", "weight": -1.0}]},
+            chunk={"beam_width": 1, "successors": 8, "chunk_length": 2},
+            sampling={"max_new_tokens": 40},
+        ),
         PROMPTS[:1],
     )
     won = run.outcomes["p0", 0].winner
@@ -242,16 +380,24 @@ def test_one_beam_with_one_successor_is_plain_sampling():
     assert run.tokens() == base.tokens()
     for number, prompt in enumerate(PROMPTS):
         won = run.outcomes[f"p{number}", 0].winner
-        assert won.value == pytest.approx(naive_pair("llama", prompt).value(won.row.tokens), abs=2e-3)
+        assert won.value == pytest.approx(
+            naive_pair("llama", prompt).value(won.row.tokens), abs=2e-3
+        )
 
 
 def test_a_ranking_traces_every_candidate_with_its_value_and_its_fate():
     seen = []
     plan = recipe("llama", "cbs-i", guide=guide(), chunk=SHAPES[0], sampling={"max_new_tokens": 8})
     decode(
-        plan, PROMPTS[:1],
+        plan,
+        PROMPTS[:1],
         trace=lambda search, candidates, parents, over: seen.append(
-            ([len(search.hypotheses[slot].row.tokens) for slot in search.beam], list(candidates), list(parents), over)
+            (
+                [len(search.hypotheses[slot].row.tokens) for slot in search.beam],
+                list(candidates),
+                list(parents),
+                over,
+            )
         ),
     )
     assert [over for *_, over in seen] == [False] * (len(seen) - 1) + [True]

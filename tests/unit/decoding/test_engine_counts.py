@@ -1,4 +1,5 @@
-"""What must not happen is counted: passes, prefilled and re-read tokens, candidates, tokenizer calls."""
+"""What must not happen is counted: passes, prefilled and re-read tokens, candidates, tokenizer
+calls."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tokens: list[int] = []
     book = Engine._book
 
-    def counting(engine: Engine, search: Any, hypothesis: Any, state: Any, token: int, gain: float) -> None:
+    def counting(
+        engine: Engine, search: Any, hypothesis: Any, state: Any, token: int, gain: float
+    ) -> None:
         tokens.append(token)
         book(engine, search, hypothesis, state, token, gain)
 
@@ -39,7 +42,8 @@ def total(run: Run) -> int:
 
 @pytest.mark.parametrize("mode", ["base", "eft-i"])
 def test_a_step_is_one_pass_per_network_and_no_token_is_read_twice(mode):
-    """A prefill and n − 1 steps for n tokens: the last token is drawn, counted, and read by nobody."""
+    """A prefill and n − 1 steps for n tokens: the last token is drawn, counted, and read by
+    nobody."""
     run = decode(recipe("llama", mode, guide=GUIDE, sampling=LONG), rows=8)
     for name in ["llama", *(["llama-tuned", "llama-reference"] if mode == "eft-i" else [])]:
         ledger = run.network(name).ledger
@@ -51,11 +55,19 @@ def test_a_step_is_one_pass_per_network_and_no_token_is_read_twice(mode):
 
 def test_unused_networks_of_a_guide_are_not_even_loaded():
     run = decode(recipe("llama", "eft-i", guide=GUIDE, sampling={"max_new_tokens": 2}))
-    assert {network.name for network in run.assembly.networks.all()} == {folder(n) for n in ("llama", "llama-tuned", "llama-reference")}
+    assert {network.name for network in run.assembly.networks.all()} == {
+        folder(n) for n in ("llama", "llama-tuned", "llama-reference")
+    }
 
 
 def test_a_prompt_pair_on_the_base_itself_is_one_packed_pass_per_step():
-    guide = {"implicit": {"model": folder("llama"), "tuned_prompt": "good: ", "reference_prompt": "bad: "}}
+    guide = {
+        "implicit": {
+            "model": folder("llama"),
+            "tuned_prompt": "good: ",
+            "reference_prompt": "bad: ",
+        }
+    }
     run = decode(recipe("llama", "eft-i", guide=guide, sampling=LONG), rows=8)
     assert len(run.assembly.networks.all()) == 1
     ledger = run.network("llama").ledger
@@ -64,21 +76,28 @@ def test_a_prompt_pair_on_the_base_itself_is_one_packed_pass_per_step():
 
 
 def test_a_reference_that_is_the_base_is_the_base_s_own_stream():
-    run = decode(recipe("llama", "eft-i", guide={"implicit": pair("llama-tuned", "llama")}, sampling=LONG), rows=8)
+    run = decode(
+        recipe("llama", "eft-i", guide={"implicit": pair("llama-tuned", "llama")}, sampling=LONG),
+        rows=8,
+    )
     assert len(run.engine.streams) == 2
     assert run.network("llama").ledger.tokens == PROMPT_TOKENS + total(run) - len(PROMPTS)
 
 
 def test_every_prompt_is_prefilled_once_per_stream_whatever_rows_and_samples():
     chunk = {"beam_width": 2, "successors": 3, "chunk_length": 4}
-    run = decode(recipe("llama", "ivg", guide=GUIDE, chunk=chunk, sampling={**LONG, "samples": 2}), rows=60)
+    run = decode(
+        recipe("llama", "ivg", guide=GUIDE, chunk=chunk, sampling={**LONG, "samples": 2}), rows=60
+    )
     for name in ("llama", "llama-tuned", "llama-reference", "scalar"):
         assert run.network(name).ledger.prefilled == PROMPT_TOKENS
 
 
 def test_samples_that_are_admitted_one_after_another_prefill_once():
     run = decode(recipe("llama", sampling={**LONG, "samples": 6}), ["the film opens"], rows=2)
-    assert run.network("llama").ledger.prefilled == len(tokenizer("bytes")("the film opens")["input_ids"])
+    assert run.network("llama").ledger.prefilled == len(
+        tokenizer("bytes")("the film opens")["input_ids"]
+    )
 
 
 def test_cbs_i_reads_each_drawn_token_once_and_the_guides_once_per_chunk(drawn):
@@ -104,8 +123,11 @@ def test_an_explicit_value_reads_each_drawn_token_once_across_chunks_and_branche
 
 
 def test_candidates_are_peeked_at_in_one_pass_per_step_and_the_drawn_one_is_kept(drawn):
-    """With `drop`, every draw was a candidate: the scalar network reads no token but prompts and candidates."""
-    plan = recipe("llama", "eft-e", guide=GUIDE, token={"candidates": 4, "outside": "drop"}, sampling=LONG)
+    """With `drop`, every draw was a candidate: the scalar network reads no token but prompts and
+    candidates."""
+    plan = recipe(
+        "llama", "eft-e", guide=GUIDE, token={"candidates": 4, "outside": "drop"}, sampling=LONG
+    )
     run = decode(plan, rows=8)
     ledger = run.network("scalar").ledger
     assert ledger.peeked == 4 * len(drawn)
@@ -114,7 +136,9 @@ def test_candidates_are_peeked_at_in_one_pass_per_step_and_the_drawn_one_is_kept
 
 
 def test_a_token_q_value_costs_one_pass_per_step_and_reads_each_token_once():
-    run = decode(recipe("llama", "eft-e", guide={"explicit": folder("token-q")}, sampling=LONG), rows=8)
+    run = decode(
+        recipe("llama", "eft-e", guide={"explicit": folder("token-q")}, sampling=LONG), rows=8
+    )
     ledger = run.network("token-q").ledger
     assert ledger.passes == longest(run)
     assert ledger.tokens == PROMPT_TOKENS + total(run) - len(PROMPTS)
@@ -122,12 +146,16 @@ def test_a_token_q_value_costs_one_pass_per_step_and_reads_each_token_once():
 
 
 def test_guidance_at_every_third_token_lets_the_guides_read_in_threes():
-    run = decode(recipe("llama", "eft-i", guide=GUIDE, token={"every": 3}, sampling=LONG), PROMPTS[:1])
+    run = decode(
+        recipe("llama", "eft-i", guide=GUIDE, token={"every": 3}, sampling=LONG), PROMPTS[:1]
+    )
     length = len(run.outcomes["p0", 0].winner.row.tokens)
     guided = len(range(0, length, 3))
     tail = (length - 1) % 3 > 0
     for name in ("llama-tuned", "llama-reference"):
-        assert run.network(name).ledger.passes == guided + tail, "prefill, guided steps after the first, what is left at the end"
+        assert run.network(name).ledger.passes == guided + tail, (
+            "prefill, guided steps after the first, what is left at the end"
+        )
 
 
 def test_rows_that_have_ended_cost_nothing(drawn):
@@ -139,7 +167,8 @@ def test_rows_that_have_ended_cost_nothing(drawn):
 
 
 def test_waiting_prompts_fill_the_rows_that_become_free():
-    """Two rows, five responses: as many steps as the fuller row has tokens, not the sum of batch maxima."""
+    """Two rows, five responses: as many steps as the fuller row has tokens, not the sum of batch
+    maxima."""
     run = decode(recipe("llama", sampling={"max_new_tokens": 40}), rows=2)
     ends = [0, 0]
     for number in range(len(PROMPTS)):
@@ -164,6 +193,20 @@ def test_one_vocabulary_needs_the_tokenizer_for_prompts_and_finished_texts_only(
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", counted_encode)
     monkeypatch.setattr(PreTrainedTokenizerFast, "decode", counted_decode)
     chunk = {"beam_width": 2, "successors": 2, "chunk_length": 4}
-    run = decode(recipe("llama", mode, guide=GUIDE, chunk=chunk, token={"candidates": 3}, sampling={**LONG, "samples": 2}), rows=8)
-    assert calls["encode"] == len(PROMPTS) * len(run.engine.streams), "each stream encodes each prompt once"
-    assert calls["decode"] <= 3 * len(run.outcomes), "a finished response is decoded behind its prompt's end, once"
+    run = decode(
+        recipe(
+            "llama",
+            mode,
+            guide=GUIDE,
+            chunk=chunk,
+            token={"candidates": 3},
+            sampling={**LONG, "samples": 2},
+        ),
+        rows=8,
+    )
+    assert calls["encode"] == len(PROMPTS) * len(run.engine.streams), (
+        "each stream encodes each prompt once"
+    )
+    assert calls["decode"] <= 3 * len(run.outcomes), (
+        "a finished response is decoded behind its prompt's end, once"
+    )

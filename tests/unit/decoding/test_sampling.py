@@ -1,4 +1,5 @@
-"""Temperature, top-k, top-p and the draw: transformers' own warpers say what is left, softmax how often."""
+"""Temperature, top-k, top-p and the draw: transformers' own warpers say what is left, softmax how
+often."""
 
 from __future__ import annotations
 
@@ -21,7 +22,11 @@ def logits(seed: int, size: int = VOCABULARY, spread: float = 2.5, rows: int = 1
 
 
 def keys(count: int, seed: int = 0) -> torch.Tensor:
-    return step_keys([oracles.stream_key(seed, f"r{row}", 0, 0) for row in range(count)], [0] * count, torch.device("cpu"))
+    return step_keys(
+        [oracles.stream_key(seed, f"r{row}", 0, 0) for row in range(count)],
+        [0] * count,
+        torch.device("cpu"),
+    )
 
 
 def vocabulary(size: int = VOCABULARY) -> torch.Tensor:
@@ -41,7 +46,9 @@ COMBINATIONS = [
 ]
 
 
-@pytest.mark.parametrize("warp", COMBINATIONS, ids=lambda w: "T{temperature} k{top_k} p{top_p}".format(**w))
+@pytest.mark.parametrize(
+    "warp", COMBINATIONS, ids=lambda w: "T{temperature} k{top_k} p{top_p}".format(**w)
+)
 def test_a_warp_leaves_what_transformers_warpers_leave(warp):
     for seed, spread in ((0, 2.5), (1, 0.05), (2, 12.0)):
         scores = torch.log_softmax(logits(seed, spread=spread), -1)
@@ -56,7 +63,9 @@ def test_a_warp_leaves_what_transformers_warpers_leave(warp):
         assert np.abs(ours[both] - theirs[both]).max() < 1e-4
 
 
-@pytest.mark.parametrize("warp", COMBINATIONS[::3], ids=lambda w: "T{temperature} k{top_k} p{top_p}".format(**w))
+@pytest.mark.parametrize(
+    "warp", COMBINATIONS[::3], ids=lambda w: "T{temperature} k{top_k} p{top_p}".format(**w)
+)
 def test_a_draw_is_the_winner_of_the_same_race_among_what_transformers_leaves(warp):
     scores = torch.log_softmax(logits(5, rows=24), -1)
     drawn = draw(scores, Limits(**warp), keys(24), vocabulary())
@@ -66,16 +75,22 @@ def test_a_draw_is_the_winner_of_the_same_race_among_what_transformers_leaves(wa
         assert int(drawn.tokens[row]) == token
         temperature = warp["temperature"] or 1.0
         tempered = oracles.log_softmax(scores[row].double().numpy() / temperature)
-        assert float(drawn.logprobs[row]) == pytest.approx(tempered[token], abs=1e-4), "before top-k and top-p"
+        assert float(drawn.logprobs[row]) == pytest.approx(tempered[token], abs=1e-4), (
+            "before top-k and top-p"
+        )
 
 
 def test_temperature_zero_takes_the_most_probable_token_and_the_lowest_of_equals():
-    scores = torch.tensor([[0.0, 3.0, 1.0, 3.0], [2.0, 2.0, 2.0, 2.0], [-torch.inf, -5.0, -torch.inf, -6.0]])
+    scores = torch.tensor(
+        [[0.0, 3.0, 1.0, 3.0], [2.0, 2.0, 2.0, 2.0], [-torch.inf, -5.0, -torch.inf, -6.0]]
+    )
     drawn = draw(scores, Limits(temperature=0.0), keys(3), vocabulary(4))
     assert drawn.tokens.tolist() == [1, 0, 1]
 
 
-@pytest.mark.parametrize("warp", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.5}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "warp", [{}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 0.5}, {"temperature": 0.0}]
+)
 def test_a_forbidden_token_is_never_drawn(warp):
     scores = torch.full((500, 6), -torch.inf)
     scores[:, [2, 5]] = torch.tensor([0.0, -1.0])
@@ -86,7 +101,8 @@ def test_a_forbidden_token_is_never_drawn(warp):
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0])
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 def test_looking_at_the_head_first_leaves_the_nucleus_of_a_full_sort(monkeypatch, spread, top_p):
-    """Peaked rows end in the head, flat ones do not; both in one block must come out as if sorted in full."""
+    """Peaked rows end in the head, flat ones do not; both in one block must come out as if sorted
+    in full."""
     scores = torch.cat([logits(1, 900, spread), logits(2, 900, 6.0)])
     probabilities = torch.softmax(scores, -1)
 
@@ -108,31 +124,45 @@ def test_looking_at_the_head_first_leaves_the_nucleus_of_a_full_sort(monkeypatch
             assert ours == theirs, "without equals there is one answer"
 
 
-@pytest.mark.parametrize("warp", [{"top_k": VOCABULARY}, {"top_p": 0.9999999}, {"top_k": 10 * VOCABULARY}])
+@pytest.mark.parametrize(
+    "warp", [{"top_k": VOCABULARY}, {"top_p": 0.9999999}, {"top_k": 10 * VOCABULARY}]
+)
 def test_a_truncation_that_keeps_everything_draws_what_the_whole_vocabulary_draws(warp):
     scores = logits(9, rows=300, spread=1.0)
     full = draw(scores, Limits(), keys(300), vocabulary())
-    assert draw(scores, Limits(**warp), keys(300), vocabulary()).tokens.tolist() == full.tokens.tolist()
+    assert (
+        draw(scores, Limits(**warp), keys(300), vocabulary()).tokens.tolist()
+        == full.tokens.tolist()
+    )
 
 
 def test_a_row_draws_the_same_in_any_block():
-    """Rows are worked on sixteen at a time: neither the place in a block nor the block's other rows matter."""
+    """Rows are worked on sixteen at a time: neither the place in a block nor the block's other rows
+    matter."""
     scores = logits(4, rows=50)
     for warp in ({}, {"top_k": 5}, {"top_p": 0.7}):
         together = draw(scores, Limits(**warp), keys(50), vocabulary()).tokens.tolist()
-        alone = [int(draw(scores[r : r + 1], Limits(**warp), keys(50)[r : r + 1], vocabulary()).tokens) for r in range(50)]
+        alone = [
+            int(draw(scores[r : r + 1], Limits(**warp), keys(50)[r : r + 1], vocabulary()).tokens)
+            for r in range(50)
+        ]
         shuffled = torch.randperm(50, generator=torch.Generator().manual_seed(0))
         mixed = draw(scores[shuffled], Limits(**warp), keys(50)[shuffled], vocabulary()).tokens
         assert together == alone
         assert mixed.tolist() == [together[r] for r in shuffled.tolist()]
 
 
-@pytest.mark.parametrize("warp", [{}, {"top_k": 6}, {"top_p": 0.7}, {"temperature": 0.6, "top_k": 9, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "warp", [{}, {"top_k": 6}, {"top_p": 0.7}, {"temperature": 0.6, "top_k": 9, "top_p": 0.9}]
+)
 def test_tokens_are_drawn_as_often_as_softmax_says(warp):
-    """20,000 draws, chi-square against the warped probabilities; false alarm: z > 4, one in 30,000 per case."""
+    """20,000 draws, chi-square against the warped probabilities; false alarm: z > 4, one in 30,000
+    per case."""
     count = 20_000
     scores = logits(3, 12, 0.5)
-    drawn = draw(scores.expand(count, -1), Limits(**warp), keys(count, seed=8), vocabulary(12)).tokens
+    drawn = draw(
+        scores.expand(count, -1), Limits(**warp), keys(count, seed=8), vocabulary(12)
+    ).tokens
     expected = np.exp(oracles.warped(torch.log_softmax(scores, -1)[0].numpy(), **warp)) * count
     counts = np.bincount(drawn.numpy(), minlength=12)
     assert counts[expected == 0].sum() == 0
@@ -140,9 +170,13 @@ def test_tokens_are_drawn_as_often_as_softmax_says(warp):
 
 
 def test_noise_that_rounds_to_infinity_still_leaves_a_winner():
-    """The largest of 2³¹ uniforms is 1 in float32 and its exponential infinite: p/∞ = 0 must not make a NaN or lose the row."""
+    """The largest of 2³¹ uniforms is 1 in float32 and its exponential infinite: p/∞ = 0 must not
+    make a NaN or lose the row."""
     scores = torch.tensor([[0.0, -torch.inf]])
-    drawn = [draw(scores, Limits(**warp), keys(1), vocabulary(2)) for warp in ({}, {"top_k": 1}, {"top_p": 0.5})]
+    drawn = [
+        draw(scores, Limits(**warp), keys(1), vocabulary(2))
+        for warp in ({}, {"top_k": 1}, {"top_p": 0.5})
+    ]
     assert [int(each.tokens) for each in drawn] == [0, 0, 0]
     race = torch.softmax(scores, -1) / torch.full((1, 2), torch.inf)
     assert race.tolist() == [[0.0, 0.0]]

@@ -1,4 +1,5 @@
-"""A stream that follows text in another tokenizer says what a fresh forward over the fresh encoding says."""
+"""A stream that follows text in another tokenizer says what a fresh forward over the fresh encoding
+says."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ CLOSE = 2e-4
 
 def follower(rows: int = 2, kind: str = "scalar-other") -> RetokenisedStream:
     networks, spec = Networks("cpu"), ModelSpec(model=folder(kind))
-    network, _ = networks.value_model(spec) if kind.startswith("scalar") else networks.language_model(spec)
+    network, _ = (
+        networks.value_model(spec) if kind.startswith("scalar") else networks.language_model(spec)
+    )
     return RetokenisedStream(Stream(network, PromptFormat(network.tokenizer), rows))
 
 
@@ -38,11 +41,14 @@ def fresh(prompt: str, response: str, ended: bool = False) -> list[int]:
 
 
 def test_the_other_tokenizer_does_change_its_last_tokens_when_text_is_added():
-    """Without this the tests below would prove nothing: "a film, th" and "a film, the end" part before the added text."""
+    """Without this the tests below would prove nothing: "a film, th" and "a film, the end" part
+    before the added text."""
     short, long = fresh("a film", ", th"), fresh("a film", ", the end")
     assert shared_prefix(short, long) < len(short)
     prompt, whole = fresh("a film, t", ""), fresh("a film, t", "he film")
-    assert shared_prefix(prompt, whole) < len(prompt), "a response can even change its prompt's last token"
+    assert shared_prefix(prompt, whole) < len(prompt), (
+        "a response can even change its prompt's last token"
+    )
 
 
 def test_values_equal_a_fresh_encoding_and_forward_at_every_addition():
@@ -101,8 +107,13 @@ def test_log_probabilities_count_everything_after_the_shared_prefix():
 
 
 def test_a_first_token_that_nothing_precedes_does_not_count():
-    """If prompt and response merge from the very first token on, that token has no probability given anything."""
-    prompt = next(p for p in ["t", "th", "o", "a"] if shared_prefix(fresh(p, ""), fresh(p, "he film is in")) == 0)
+    """If prompt and response merge from the very first token on, that token has no probability
+    given anything."""
+    prompt = next(
+        p
+        for p in ["t", "th", "o", "a"]
+        if shared_prefix(fresh(p, ""), fresh(p, "he film is in")) == 0
+    )
     text = follower(1, "llama-other")
     prompt_ids = begin(text, prompt, 1)
     ids = fresh(prompt, "he film is in")
@@ -112,7 +123,8 @@ def test_a_first_token_that_nothing_precedes_does_not_count():
 
 
 def test_a_copied_row_has_the_prompt_that_its_parent_has_retokenised():
-    """Siblings stop sharing their prompt's last positions once a response merges with it, so a copy must bring them."""
+    """Siblings stop sharing their prompt's last positions once a response merges with it, so a copy
+    must bring them."""
     text = follower(2)
     prompt = "a film, t"
     begin(text, prompt, 2)
@@ -165,7 +177,9 @@ def test_peeked_texts_equal_fresh_forwards_whatever_their_lengths():
             expected = oracles.head_outputs(plain_value("scalar-other"), ids)[-1, 0]
             assert float(ours[0]) == pytest.approx(expected, abs=CLOSE)
     held = oracles.head_outputs(plain_value("scalar-other"), fresh(prompt, responses[1]))[-1, 0]
-    assert float(text.stream.outputs([1])[0, 0]) == pytest.approx(held, abs=CLOSE), "peeking leaves no trace"
+    assert float(text.stream.outputs([1])[0, 0]) == pytest.approx(held, abs=CLOSE), (
+        "peeking leaves no trace"
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -180,7 +194,9 @@ def test_rows_that_grow_branch_and_restart_as_text_equal_fresh_forwards(seed):
         for row in rows:
             responses[row] += "".join(random.choice(list("theofilm is."), random.integers(1, 5)))
         text.follow(rows, [fresh(prompt, responses[row]) for row in rows], count=True)
-        source, target = random.permutation(rows if len(rows) > 1 else [rows[0], (rows[0] + 1) % 4])[:2].tolist()
+        source, target = random.permutation(
+            rows if len(rows) > 1 else [rows[0], (rows[0] + 1) % 4]
+        )[:2].tolist()
         if random.random() < 0.5:
             text.stream.copy([target], [source])
             text.copy([target], [source])
@@ -196,4 +212,6 @@ def test_rows_that_grow_branch_and_restart_as_text_equal_fresh_forwards(seed):
             expected = oracles.response_logprob(plain("llama-other"), ids[:shared], ids[shared:])
             assert text.total(row, prompt_ids) == pytest.approx(expected, abs=2e-3)
             outputs = text.stream.outputs([row])[0].double()
-            assert torch.allclose(outputs, torch.from_numpy(oracles.logits(plain("llama-other"), ids)[-1]), atol=CLOSE)
+            assert torch.allclose(
+                outputs, torch.from_numpy(oracles.logits(plain("llama-other"), ids)[-1]), atol=CLOSE
+            )

@@ -1,4 +1,5 @@
-"""What a stream says after any history of its rows is what a full, uncached forward says of the same tokens."""
+"""What a stream says after any history of its rows is what a full, uncached forward says of the
+same tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def text(length: int, seed: int = 0) -> list[int]:
 
 def difference(stream: Stream, row: int, ids: list[int], family: str) -> float:
     """Return the largest difference between a row's outputs and a full forward over `ids`."""
-    return float(np.abs(stream.outputs([row])[0].double().numpy() - oracles.logits(plain(family), ids)[-1]).max())
+    return float(
+        np.abs(
+            stream.outputs([row])[0].double().numpy() - oracles.logits(plain(family), ids)[-1]
+        ).max()
+    )
 
 
 def prefill(stream: Stream, prompts: dict[int, list[int]]) -> None:
@@ -84,7 +89,8 @@ def test_ragged_chunks_equal_the_same_chunks_read_alone_and_a_full_forward(famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_position_of_a_long_chunk_equals_a_full_forward(family):
-    """More than SHORT new tokens per row take the fused kernel; all its positions count, not only the last."""
+    """More than SHORT new tokens per row take the fused kernel; all its positions count, not only
+    the last."""
     stream = stream_of(family, 2)
     prompts = {0: text(3), 1: text(6, 1)}
     chunks = [text(40, 2), text(5, 3)]
@@ -92,10 +98,16 @@ def test_every_position_of_a_long_chunk_equals_a_full_forward(family):
     reading = Reading(stream, [0, 1], chunks)
     read_all([reading])
     ours = stream.network.outputs(reading.hidden).double().numpy()
-    theirs = [oracles.logits(plain(family), prompts[row] + chunks[row])[len(prompts[row]) :] for row in (0, 1)]
+    theirs = [
+        oracles.logits(plain(family), prompts[row] + chunks[row])[len(prompts[row]) :]
+        for row in (0, 1)
+    ]
     assert np.abs(ours - np.concatenate(theirs)).max() < CLOSE
     before = stream.network.outputs(reading.before).double().numpy()
-    shifted = [oracles.logits(plain(family), prompts[row] + chunks[row])[len(prompts[row]) - 1 : -1] for row in (0, 1)]
+    shifted = [
+        oracles.logits(plain(family), prompts[row] + chunks[row])[len(prompts[row]) - 1 : -1]
+        for row in (0, 1)
+    ]
     assert np.abs(before - np.concatenate(shifted)).max() < CLOSE
 
 
@@ -109,7 +121,11 @@ def test_holes_between_rows_change_nothing(family, rows):
         read_all([Reading(stream, rows, [[token] for token in text(len(rows), 50 + step)])])
     read_all([Reading(stream, rows, [text(2 + row, row + 70) for row in rows])])
     for place, row in enumerate(rows):
-        ids = prompts[row] + [text(len(rows), 50 + step)[place] for step in range(3)] + text(2 + row, row + 70)
+        ids = (
+            prompts[row]
+            + [text(len(rows), 50 + step)[place] for step in range(3)]
+            + text(2 + row, row + 70)
+        )
         assert difference(stream, row, ids, family) < CLOSE
     idle = next(row for row in range(10) if row not in rows)
     assert difference(stream, idle, prompts[idle], family) < CLOSE
@@ -233,7 +249,9 @@ def test_chunks_that_exceed_one_pass_count_the_same_log_probability(monkeypatch)
         chunks = [text(8, 20 + row) for row in range(3)]
         read_all([Reading(stream, [0, 1, 2], chunks)])
         totals.append(stream.totals.numpy().copy())
-        expected = [oracles.response_logprob(plain("llama"), prompts[row], chunks[row]) for row in range(3)]
+        expected = [
+            oracles.response_logprob(plain("llama"), prompts[row], chunks[row]) for row in range(3)
+        ]
         assert np.abs(totals[-1] - expected).max() < 1e-3
     assert np.abs(totals[0] - totals[1]).max() < 1e-4
 

@@ -38,15 +38,25 @@ def test_a_leading_space_that_sentencepiece_hides_is_kept():
 
 
 @pytest.mark.parametrize("count", range(1, 12))
-def test_characters_in_bytes_at_the_end_of_a_prompt_do_not_spoil_a_response_that_begins_in_bytes(count):
-    """However many bytes the prompt ends in, cutting its anchor inside a character must not turn good text into �."""
+def test_characters_in_bytes_at_the_end_of_a_prompt_do_not_spoil_a_response_that_begins_in_bytes(
+    count,
+):
+    """However many bytes the prompt ends in, cutting its anchor inside a character must not turn
+    good text into �."""
     prompt = "é" * (count % 3) + "字" * count
-    assert response_text(tokenizer("metaspace"), ids("metaspace", prompt), ids("metaspace", "x字字")[-6:]) == "字字"
+    assert (
+        response_text(
+            tokenizer("metaspace"), ids("metaspace", prompt), ids("metaspace", "x字字")[-6:]
+        )
+        == "字字"
+    )
 
 
 def test_half_a_character_shows_only_where_a_response_really_ends_in_one():
     before, rest = ids("bytes", "the film"), ids("bytes", " 😀!")
-    texts = [response_text(tokenizer("bytes"), before, rest[:count]) for count in range(len(rest) + 1)]
+    texts = [
+        response_text(tokenizer("bytes"), before, rest[:count]) for count in range(len(rest) + 1)
+    ]
     assert texts[0] == ""
     assert texts[-1] == " 😀!"
     assert all("�" not in text for text in (texts[0], texts[1], texts[-2], texts[-1]))
@@ -58,10 +68,9 @@ def test_special_tokens_are_left_out():
     assert response_text(tokenizer("bytes"), ids("bytes", "a"), tokens) == " good"
 
 
-# ----------------------------------------------------------------------------------------------- stop strings
-
-
-def first_stop(kind: str, prompt: str, response: str, stops: tuple[str, ...]) -> tuple[int | None, str | None]:
+def first_stop(
+    kind: str, prompt: str, response: str, stops: tuple[str, ...]
+) -> tuple[int | None, str | None]:
     """Return after how many tokens a stop is found, and the text before it."""
     before, rest = split(kind, prompt, response)
     finder = StopStrings(tokenizer(kind), stops, len(tokenizer(kind)))
@@ -86,7 +95,9 @@ def first_stop(kind: str, prompt: str, response: str, stops: tuple[str, ...]) ->
         (" so Q: what", ("Q: ",), " so "),
     ],
 )
-def test_a_stop_string_is_found_when_it_is_complete_whatever_tokens_it_is_made_of(kind, response, stops, kept):
+def test_a_stop_string_is_found_when_it_is_complete_whatever_tokens_it_is_made_of(
+    kind, response, stops, kept
+):
     count, cut = first_stop(kind, "this is", response, stops)
     assert cut == kept
     before, rest = split(kind, "this is", response)
@@ -96,11 +107,14 @@ def test_a_stop_string_is_found_when_it_is_complete_whatever_tokens_it_is_made_o
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_only_looks_like_a_stop_string_does_not_stop(kind):
-    assert first_stop(kind, "the end", " of the story", ("end of it", "xyz", "  of")) == (None, None)
+    assert first_stop(kind, "the end", " of the story", ("end of it", "xyz", "  of")) == (
+        None,
+        None,
+    )
 
 
 def test_a_stop_string_must_lie_in_the_response():
-    """"film." straddles prompt and response: the prompt's part does not count."""
+    """ "film." straddles prompt and response: the prompt's part does not count."""
     assert first_stop("bytes", "the film", ". and", ("film.",)) == (None, None)
 
 
@@ -119,7 +133,10 @@ def test_a_run_stops_at_its_stop_strings_and_leaves_them_out():
         if stop in whole.text:
             assert outcome.winner.row.finish == "stop"
             assert outcome.text == whole.text.split(stop)[0]
-            assert outcome.winner.row.tokens == whole.winner.row.tokens[: len(outcome.winner.row.tokens)]
+            assert (
+                outcome.winner.row.tokens
+                == whole.winner.row.tokens[: len(outcome.winner.row.tokens)]
+            )
         else:
             assert outcome.text == whole.text
     assert run.outcomes["p2", 0].winner.row.finish == "stop"

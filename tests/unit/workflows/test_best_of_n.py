@@ -17,7 +17,10 @@ from tests.toys import ListWriter, vowels
 N = 5
 SAMPLING = {"max_new_tokens": 14, "samples": 2}
 GUIDE = {"implicit": pair("llama-tuned", "llama-reference"), "explicit": folder("scalar")}
-BY_TEXT = {"implicit": pair("llama-other", "llama-other-reference"), "explicit": folder("scalar-other")}
+BY_TEXT = {
+    "implicit": pair("llama-other", "llama-other-reference"),
+    "explicit": folder("scalar-other"),
+}
 CALLABLE = {"explicit": "tests.toys:vowels"}
 
 
@@ -27,7 +30,9 @@ def prompts(texts: list[str]) -> list[Prompt]:
 
 def drawn(**given: Any) -> ListWriter:
     writer = ListWriter(given.pop("done", ()))
-    plan = BonRecipe.model_validate({"base": folder("llama"), "best_of": N, "sampling": SAMPLING, **given})
+    plan = BonRecipe.model_validate(
+        {"base": folder("llama"), "best_of": N, "sampling": SAMPLING, **given}
+    )
     best_of_n(plan, prompts(PROMPTS), writer, given.pop("trace", None))
     return writer
 
@@ -46,9 +51,19 @@ def drawn(**given: Any) -> ListWriter:
 @pytest.mark.parametrize("rows", [5, 23])
 def test_one_beam_of_n_whole_responses_is_best_of_n_with_the_same_draws(bon, mode, rows):
     chunk = {"beam_width": 1, "successors": N, "chunk_length": None}
-    plan = {"base": folder("llama"), "mode": mode, "guide": bon["guide"], "chunk": chunk, "sampling": SAMPLING}
+    plan = {
+        "base": folder("llama"),
+        "mode": mode,
+        "guide": bon["guide"],
+        "chunk": chunk,
+        "sampling": SAMPLING,
+    }
     searched = ListWriter()
-    generate(GenerateRecipe.model_validate({**plan, "engine": {"rows": rows}}), prompts(PROMPTS), searched)
+    generate(
+        GenerateRecipe.model_validate({**plan, "engine": {"rows": rows}}),
+        prompts(PROMPTS),
+        searched,
+    )
     kept = drawn(**bon, engine={"rows": rows}).by_key()
     assert kept.keys() == searched.by_key().keys()
     for key, record in searched.by_key().items():
@@ -71,12 +86,19 @@ def test_the_kept_response_is_the_best_of_n_naive_samples():
             texts.append(tokenizer("bytes").decode(list(tokens), skip_special_tokens=True))
         rewards = vowels([""] * N, texts)
         record = kept[f"p{number}", 0]
-        assert (record["response"], record["value"]) == (texts[rewards.index(max(rewards))], max(rewards))
+        assert (record["response"], record["value"]) == (
+            texts[rewards.index(max(rewards))],
+            max(rewards),
+        )
 
 
 def test_best_of_one_is_plain_sampling():
     base = ListWriter()
-    generate(GenerateRecipe.model_validate({"base": folder("llama"), "sampling": SAMPLING}), prompts(PROMPTS), base)
+    generate(
+        GenerateRecipe.model_validate({"base": folder("llama"), "sampling": SAMPLING}),
+        prompts(PROMPTS),
+        base,
+    )
     kept = drawn(by="implicit", guide=GUIDE, best_of=1).by_key()
     for key, record in base.by_key().items():
         assert kept[key]["response"] == record["response"]
@@ -85,7 +107,11 @@ def test_best_of_one_is_plain_sampling():
 def test_a_constant_reward_keeps_the_first_drawn():
     kept = drawn(by="reward", reward={"callable": "tests.toys:constant"}).by_key()
     base = ListWriter()
-    generate(GenerateRecipe.model_validate({"base": folder("llama"), "sampling": SAMPLING}), prompts(PROMPTS), base)
+    generate(
+        GenerateRecipe.model_validate({"base": folder("llama"), "sampling": SAMPLING}),
+        prompts(PROMPTS),
+        base,
+    )
     assert {key: record["response"] for key, record in kept.items()} == {
         key: record["response"] for key, record in base.by_key().items()
     }
@@ -102,5 +128,7 @@ def test_a_record_whose_candidates_all_fail_says_why():
     kept = drawn(by="reward", reward={"callable": "tests.toys:undefined_for_the_second"}).by_key()
     failed = kept["p1", 0]
     assert failed["response"] is None
-    assert failed["error"].startswith("tests.toys:undefined_for_the_second: gave a number that is not finite")
+    assert failed["error"].startswith(
+        "tests.toys:undefined_for_the_second: gave a number that is not finite"
+    )
     assert kept["p0", 0].get("error") is None
