@@ -12,17 +12,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
 from ivgcli.decoding.draws import step_keys
-from ivgcli.decoding.guidance import tilted
-from ivgcli.decoding.sampling import draw, warped
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search
+from ivgcli.decoding.step import next_tokens
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
-from ivgcli.models.logprobs import log_softmax_, picked
 from ivgcli.models.streams import Reading, Stream, read_all
 from ivgcli.models.text import StopStrings, response_text
 from ivgcli.values import Row, Value
@@ -151,8 +148,6 @@ class Engine:
                     self._retire(search)
                     yield Outcome(search.request, None, str(failure))
 
-    # ------------------------------------------------------------------------------------------------ admission
-
     def _admit(self, waiting: deque[Request]) -> Iterator[Outcome]:
         """Start waiting searches while there is room; every prompt is read once per stream, then shared."""
         need = self.ranking.rows
@@ -222,8 +217,6 @@ class Engine:
                 value.start(slot, search.hypotheses[slot].row)
         search.open_chunk(self.ranking.chunk_length, self.seed)
 
-    # ------------------------------------------------------------------------------------------------ one step
-
     def _step(self) -> Iterable[Outcome]:
         """Draw one token for every row that has neither ended nor come to the end of its chunk."""
         live = [
@@ -237,79 +230,17 @@ class Engine:
         live.sort(key=lambda pair: pair[0])
         slots = [slot for slot, _ in live]
         states = [search.hypotheses[slot].row for slot, search in live]
-        token = self.mode.token
-        guided = [i for i, state in enumerate(states) if token is not None and len(state.tokens) % token.every == 0]
-        self._read(slots, states, guided)
-        logits = self.base.outputs(slots)[:, : self.width]
         keys = step_keys(
-            [search.keys[slot] for slot, search in live], [len(state.tokens) for state in states], logits.device
+            [search.keys[slot] for slot, search in live],
+            [len(state.tokens) for state in states],
+            self.vocabulary.device,
         )
-        if guided:
-            tokens, base, kl = self._draw_guided(slots, states, guided, logits, keys)
-        else:
-            tokens, base, kl = self._draw_plain(slots, logits, keys)
-        self.base.count(slots, base)
-        for (slot, search), state, drawn, gain in zip(live, states, tokens, kl, strict=True):
+        step = next_tokens(
+            self.base, self.mode.token, self.limits, self.vocabulary, slots, states, keys
+        )
+        for (slot, search), state, drawn, gain in zip(live, states, step.tokens, step.gains, strict=True):
             self._book(search, search.hypotheses[slot], state, drawn, gain)
         return ()
-
-    def _read(self, slots: Sequence[int], states: Sequence[Row], guided: Sequence[int]) -> None:
-        """Bring the base, and the guides of the rows that are guided now, up to the latest token."""
-        tokens = [state.tokens for state in states]
-        readings = [self.base.unread(slots, tokens)]
-        if guided:
-            chosen = [slots[i] for i in guided]
-            responses = [tokens[i] for i in guided]
-            streams = {id(stream): stream for stream in self.mode.token.value.token_streams()}
-            readings += [stream.unread(chosen, responses) for stream in streams.values() if stream is not self.base]
-        read_all(readings)
-
-    def _draw_plain(self, slots: Sequence[int], logits: Tensor, keys: Tensor) -> tuple[list[int], Tensor, list[float]]:
-        """Draw from the base; return tokens, their log-probability under it (B,), and zeros for the divergence."""
-        drawn = draw(logits, self.limits, keys, self.vocabulary)
-        base = drawn.logprobs
-        if self.limits.temperature not in (0, 1):
-            base = picked(logits, drawn.tokens)
-        self._require_finite(self.base.network.name, slots, base)
-        return drawn.tokens.tolist(), base, [0.0] * len(slots)
-
-    def _draw_guided(
-        self, slots: Sequence[int], states: Sequence[Row], guided: Sequence[int], logits: Tensor, keys: Tensor
-    ) -> tuple[list[int], Tensor, list[float]]:
-        """Draw from the tilted base; return tokens, their log-probability under the base, and log p_guided − log p_base."""
-        token = self.mode.token
-        plain = log_softmax_(logits)
-        self._require_finite(self.base.network.name, slots, plain.amax(-1))
-        rows = [slots[i] for i in guided]
-        chosen = [states[i] for i in guided]
-        limits = self.limits
-        source = plain
-        if token.warp == "before":
-            source = warped(plain, limits)
-            limits = Limits()
-        everyone = len(guided) == len(slots)
-        tilt = tilted(token, source if everyone else source[guided], rows, chosen)
-        if everyone:
-            mixed = tilt
-        else:
-            mixed = source.clone()[:, : tilt.shape[1]]
-            mixed[guided] = tilt
-        drawn = draw(mixed, limits, keys, self.vocabulary[: mixed.shape[1]])
-        self._require_finite(token.value.name, slots, drawn.logprobs)
-        base = plain.gather(1, drawn.tokens[:, None])[:, 0]
-        under = base
-        if source is not plain or limits.temperature not in (0, 1):
-            cold = source if limits.temperature in (0, 1) else source / limits.temperature
-            under = picked(cold, drawn.tokens)
-        tokens = drawn.tokens.tolist()
-        token.value.drawn(rows, [tokens[i] for i in guided])
-        return tokens, base, (drawn.logprobs - under).tolist()
-
-    def _require_finite(self, name: str, slots: Sequence[int], numbers: Tensor) -> None:
-        finite = torch.isfinite(numbers)
-        if not bool(finite.all()):
-            bad = [slot for slot, fine in zip(slots, finite.tolist(), strict=True) if not fine]
-            raise RowFailure(name, "gave a number that is not finite", "check it; a network may need a wider --dtype", bad)
 
     def _book(self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float) -> None:
         """Append a drawn token and see whether it ends the response."""
@@ -323,8 +254,6 @@ class Engine:
             state.finish, state.text = "stop", cut
         elif len(state.tokens) >= search.max_new_tokens:
             state.finish = "length"
-
-    # ------------------------------------------------------------------------------------------------ ranking
 
     def _settle(self) -> Iterable[Outcome]:
         """Rank the searches whose chunk is over; finish some, branch the others."""
@@ -366,8 +295,11 @@ class Engine:
         if ranking.rows == 1:
             return search.hypotheses[search.beam[0]], ([], [])
         candidates = []
+        values: dict[tuple[int, ...], float] = {}
         for number, slot in enumerate(search.beam):
             hypothesis = search.hypotheses[slot]
+            # The same response twice is a tie, whatever the last bits of its two values say.
+            hypothesis.value = values.setdefault(tuple(hypothesis.row.tokens), hypothesis.value)
             parent = search.parent_values.get(slot, 0.0) if ranking.score == "advantage" else 0.0
             hypothesis.score = hypothesis.value - parent
             finished = hypothesis.row.finish is not None

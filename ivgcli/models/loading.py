@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -22,6 +27,9 @@ if TYPE_CHECKING:
 
 LANGUAGE_MODEL = "language model"
 VALUE = "value"
+
+CONNECT_SECONDS = 10.0
+"""How long the hub has to answer."""
 
 MERGE = "merge it (merge_and_unload, save_pretrained) and name the merged folder"
 """What to do with an adapter that cannot be switched on and off over a shared base."""
@@ -112,14 +120,12 @@ class Networks:
 
     def _config(self, spec: ModelSpec, reference: Reference) -> Any:
         with load_errors(spec.model):
-            return AutoConfig.from_pretrained(
-                reference.source, revision=reference.revision, trust_remote_code=spec.trust_remote_code
-            )
+            return AutoConfig.from_pretrained(reference.source, **source_options(spec, reference))
 
     def _from_pretrained(
         self, auto: Any, spec: ModelSpec, reference: Reference, attention: str | None = ATTENTION
     ) -> tuple[Any, Any]:
-        options = {"revision": reference.revision, "trust_remote_code": spec.trust_remote_code}
+        options = source_options(spec, reference)
         with load_errors(spec.model), quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(reference.source, **options)
             model, report = auto.from_pretrained(
@@ -166,7 +172,7 @@ class Networks:
         key = (reference, VALUE, self._dtype(spec))
         if key not in self._loaded:
             plain = Reference(reference.source, reference.revision)
-            options = {"revision": plain.revision, "trust_remote_code": spec.trust_remote_code}
+            options = source_options(spec, plain)
             with load_errors(spec.model), quiet_transformers():
                 model = AutoModelForSequenceClassification.from_pretrained(
                     plain.source, num_labels=1, dtype=self._dtype(spec), attn_implementation=ATTENTION, **options
@@ -195,6 +201,32 @@ def chosen_device(name: str | None) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("engine.device", f'"{name}", but torch sees no CUDA device', "--device cpu")
     return device
+
+
+def source_options(spec: ModelSpec, reference: Reference) -> dict[str, Any]:
+    """Return how transformers is to get at a model; without a network, what is in its cache has to do."""
+    local = Path(reference.source).is_dir() or not hub_answers()
+    return {
+        "revision": reference.revision,
+        "trust_remote_code": spec.trust_remote_code,
+        "local_files_only": local,
+    }
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """Return whether the hub can be reached; asked once, where the hub's client asks six times and takes half a minute."""
+    if huggingface_hub.is_offline_mode():
+        return False
+    if getproxies():
+        return True  # only the proxy knows
+    address = urlsplit(huggingface_hub.constants.ENDPOINT)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def quantization(kind: str | None) -> Any:

@@ -337,9 +337,14 @@ def slot_attention(  # noqa: D417 - the signature is transformers'
 
     Raises:
         KeyError: the model did not hand `segments` through, so it cannot be driven.
+        NotImplementedError: its attention caps scores or has sinks.
     """
     if segments is None:
         raise KeyError("segments")
+    for extra in ("softcap", "s_aux"):
+        # Too small an effect to show in a short probe, so it is refused by name.
+        if kwargs.get(extra) is not None:
+            raise NotImplementedError(f"its attention uses {extra}")
     layer = module.layer_idx
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     outputs = []

@@ -49,6 +49,10 @@ class StopStrings:
     def __init__(self, tokenizer: Any, stops: Sequence[str], vocabulary: int) -> None:
         self.tokenizer = tokenizer
         self.stops = tuple(stops)
+        # Special tokens are left out of a response's text, so a stop that is one is known by its id.
+        self.special = {
+            tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in tokenizer.all_special_tokens
+        }
         self.window = 4 * max((len(stop.encode()) for stop in stops), default=0)
         lasts = {stop[-1] for stop in stops}
         # A token that is not valid text by itself (part of a character) may complete anything. Two of a kind are decoded,
@@ -61,6 +65,8 @@ class StopStrings:
 
     def find(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str | None:
         """Return the response's text before the first stop string, or None while there is none."""
+        if response_ids[-1] in self.special:
+            return response_text(self.tokenizer, prompt_ids, response_ids)
         if not self.stops or response_ids[-1] not in self.closing:
             return None
         if len(response_ids) > self.window:

@@ -34,21 +34,29 @@ class RewardModel:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        # A chat template's turn is closed by EOS; a tokenizer that frames every text closes it by itself.
+        self.closing = (tokenizer.eos_token or "") if prompts.chat else ""
+        # RoBERTa has two positions more than it can use, so the tokenizer's word counts too.
+        positions = getattr(model.config, "max_position_embeddings", None) or 10**9
+        longest = min(positions, tokenizer.model_max_length or 10**9)
+        self.limit = longest if longest < 10**9 else None
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
         """Return the reward of each response."""
-        texts = [self.prompts.render(prompt, None) + text for prompt, text in zip(prompts, responses, strict=True)]
+        texts = [
+            self.prompts.render(prompt, None) + response + (self.closing if ended else "")
+            for prompt, response, ended in zip(prompts, responses, finished, strict=True)
+        ]
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         rewards = [0.0] * len(texts)
-        limit = getattr(self.model.config, "max_position_embeddings", None)
         for begin in range(0, len(order), BATCH):
             chosen = order[begin : begin + BATCH]
             batch = self.tokenizer(
                 [texts[index] for index in chosen],
                 padding=True,
-                truncation=limit is not None,
-                max_length=limit,
+                truncation=self.limit is not None,
+                max_length=self.limit,
                 add_special_tokens=not self.prompts.chat,
                 return_tensors="pt",
             ).to(self.model.device)

@@ -99,7 +99,7 @@ class Assembly:
             form = PromptFormat(tokenizer, spec.model.template, spec.model.system, spec.model.chat)
             return ScorerValue(RewardModel(name, model, tokenizer, form), self.reader)
         head = spec.head
-        if network.width not in (1, network.model.get_input_embeddings().weight.shape[0]) and head == "auto":
+        if head == "auto" and 1 < network.width < len(network.tokenizer):
             what = f"a classifier with {network.width} labels, neither one value nor one for each token"
             raise ModelError(name, what, "name a reward model with one label, or a Python callable: module:function")
         if head == "auto":

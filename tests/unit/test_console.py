@@ -37,6 +37,22 @@ def test_off_a_terminal_a_line_is_told_every_half_minute() -> None:
     ]
 
 
+def test_work_under_way_moves_rate_and_time_left_but_not_the_count() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(24, stream=stream, clock=clock) as progress:
+        clock.now = 30.0
+        progress.note("x", under_way=6.0)  # all 24 are a quarter done
+        clock.now = 60.0
+        progress.note("y", under_way=2.0)  # begun again: what was shown once is not taken back
+        clock.now = 90.0
+        progress.advance(12, "z", under_way=6.0)
+    assert stream.getvalue().splitlines() == [
+        "0/24 responses, 12 a minute, 2 min left, x",
+        "0/24 responses, 6 a minute, 3 min left, y",
+        "12/24 responses, 12 a minute, 30 s left, z",
+    ]
+
+
 def test_quiet_silences_narration_but_not_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(2, quiet=True, stream=stream, clock=clock) as progress:
@@ -63,6 +79,7 @@ def test_on_a_terminal_a_bar_shows_count_and_text(monkeypatch: pytest.MonkeyPatc
     with Progress(4, done=1, stream=stream) as progress:
         progress.advance(2, "132 tokens/s [x]")
         progress.say("a remark")
+        progress.note("132 tokens/s [x]", under_way=0.5)
     assert "3/4" in stream.getvalue()
     assert "132 tokens/s [x]" in stream.getvalue()
     assert "a remark" in stream.getvalue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tests import oracles
 from tests.models import decode, folder, pair, plain, plain_value, recipe, tokenizer
@@ -120,9 +121,14 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(
-    "shape", SHAPES, ids=lambda s: "W{beam_width} K{successors} L{chunk_length}".format(**s)
+    ("family", "shape"),
+    [*(("llama", shape) for shape in SHAPES), ("gpt2", SHAPES[0]), ("gpt2", SHAPES[4])],
+    ids=lambda given: (
+        given
+        if isinstance(given, str)
+        else "W{beam_width} K{successors} L{chunk_length}".format(**given)
+    ),
 )
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_cbs_i_equals_a_naive_search_with_teacher_forced_log_ratios(family, shape):
     plan = recipe(
         family, "cbs-i", guide=guide(family), chunk=shape, sampling={"max_new_tokens": LONGEST}
@@ -327,6 +333,23 @@ def test_compat_w2s_equals_the_published_selection(shape):
         )
 
 
+def test_a_copy_of_a_finished_hypothesis_keeps_its_token_q_value():
+    """`compat: w2s` copies finished rows; a token-Q value is remembered, not read off a stream."""
+    shape = SHAPES[0]
+    plan = recipe(
+        "llama",
+        "cbs-e",
+        guide={"explicit": folder("token-q")},
+        chunk={**shape, "compat": "w2s"},
+        sampling={"max_new_tokens": LONGEST},
+    )
+    for prompts in (PROMPTS, ["the sea", "it is", "a bad", "so", "and"]):
+        run = decode(plan, prompts, rows=8)
+        for number, prompt in enumerate(prompts):
+            policy = oracles.policy(plain("llama"), ids(prompt), LONGEST)
+            check(run, oracles.published_search, number, prompt, policy, token_q(prompt), shape)
+
+
 @pytest.mark.parametrize("compat", [None, "w2s"])
 def test_ties_go_to_the_lower_number(compat):
     """Counting vowels ties all the time."""
@@ -405,3 +428,29 @@ def test_a_ranking_traces_every_candidate_with_its_value_and_its_fate():
         assert len(lengths) == len(candidates) <= 4
         live = sorted((c for c in candidates if not c.finished), key=lambda c: (-c.value, c.number))
         assert parents == [c.number for c in live[:2]]
+
+
+def test_the_same_response_twice_is_a_tie_whatever_the_last_bits_of_its_values_say(monkeypatch):
+    """At temperature 0 all candidates are one response; noise in its values must not renumber the
+    beam, since the numbers choose the draws."""
+    from ivgcli.values.implicit import ImplicitValue
+
+    honest = ImplicitValue.values
+
+    def noisy(self, rows, states):
+        return honest(self, rows, states) + 1e-9 * torch.arange(len(rows))
+
+    monkeypatch.setattr(ImplicitValue, "values", noisy)
+    kept = []
+    decode(
+        recipe(
+            "llama",
+            "cbs-i",
+            guide=guide(),
+            chunk=SHAPES[0],
+            sampling={"max_new_tokens": 8, "temperature": 0.0},
+        ),
+        PROMPTS[:1],
+        trace=lambda search, candidates, parents, over: kept.append(parents),
+    )
+    assert kept[0] == [0, 1], "the lower numbers win a tie"

@@ -136,6 +136,15 @@ def test_a_truncation_that_keeps_everything_draws_what_the_whole_vocabulary_draw
     )
 
 
+def test_a_nucleus_that_is_exactly_full_takes_no_further_token():
+    """0.5 of (0.5, 0.25, 0.25) is the first token alone, as in transformers; above it come two."""
+    probabilities = torch.tensor([[0.25, 0.5, 0.25]])
+    for top_p, size in ((0.5, 1), (0.5001, 2), (0.75, 2), (0.7501, 3), (1e-9, 1)):
+        kept, ids = truncate(probabilities, 0, top_p)
+        assert int((kept > 0).sum()) == size
+        assert int(ids[0, 0]) == 1
+
+
 def test_a_row_draws_the_same_in_any_block():
     """Rows are worked on sixteen at a time: neither the place in a block nor the block's other rows
     matter."""

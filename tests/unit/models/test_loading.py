@@ -273,8 +273,8 @@ def test_a_head_that_is_neither_scalar_nor_one_per_token_is_refused():
     with pytest.raises(ModelError) as caught:
         engine_of(recipe("llama", "cbs-e", guide={"explicit": folder("two-labels")}), 4)
     assert str(caught.value) == (
-        f"{folder('two-labels')}: a head with 2 outputs for 300 tokens → head: scalar, or name a "
-        f"checkpoint with one output per token"
+        f"{folder('two-labels')}: a classifier with 2 labels, neither one value nor one for each "
+        "token → name a reward model with one label, or a Python callable: module:function"
     )
 
 

@@ -119,7 +119,7 @@ def test_a_stop_string_must_lie_in_the_response():
 
 
 def test_without_stop_strings_nothing_is_looked_up():
-    finder = StopStrings(None, (), 0)
+    finder = StopStrings(tokenizer("bytes"), (), 0)
     assert finder.find([1, 2], [3]) is None
 
 
@@ -151,3 +151,12 @@ def test_every_eos_id_ends_a_response_and_is_kept_among_its_tokens():
         expected = tokens if place is None else tokens[: place + 1]
         assert run.tokens()[key] == expected
         assert run.outcomes[key].winner.row.finish == ("length" if place is None else "eos")
+
+
+def test_a_stop_that_is_a_special_token_is_known_by_its_id():
+    """Its text never appears in a response, so no search of the text can find it."""
+    reader = tokenizer("bytes")
+    finder = StopStrings(reader, (reader.pad_token,), len(reader))
+    before, rest = split("bytes", "this is", " a film")
+    assert finder.find(before, rest) is None
+    assert finder.find(before, [*rest, reader.pad_token_id]) == " a film"

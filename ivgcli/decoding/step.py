@@ -1,0 +1,127 @@
+"""One token for every live row: read what is new, tilt the base by values, warp, draw, count."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivgcli.decoding import Limits, TokenGuidance
+from ivgcli.decoding.guidance import tilted
+from ivgcli.decoding.sampling import draw, warped
+from ivgcli.models.logprobs import log_softmax_, picked
+from ivgcli.models.streams import Stream, read_all
+from ivgcli.values import Row, require_finite
+
+
+class Step(NamedTuple):
+    """What one step drew, row by row."""
+
+    tokens: list[int]
+    base_logprobs: Tensor
+    """(B,) log-probability of each token under the base."""
+    gains: list[float]
+    """log p_guided − log p_base of each token, at the temperature and before top-k and top-p."""
+
+
+def next_tokens(
+    base: Stream,
+    guidance: TokenGuidance | None,
+    limits: Limits,
+    vocabulary: Tensor,
+    slots: Sequence[int],
+    states: Sequence[Row],
+    keys: Tensor,
+) -> Step:
+    """Draw the next token of every row.
+
+    Args:
+        base: the base's stream.
+        guidance: how values tilt the base, None for the base alone.
+        limits: temperature, top-k, top-p.
+        vocabulary: (V,) int32, the ids that may be drawn: 0 … V−1.
+        slots: B rows.
+        states: their responses so far.
+        keys: (B, 2) int32 keys of their noise.
+
+    Raises:
+        RowFailure: a network or a value gave a number that is not finite; nothing has been drawn or counted then.
+    """
+    every = guidance.every if guidance is not None else 0
+    guided = [i for i, state in enumerate(states) if every and len(state.tokens) % every == 0]
+    _read(base, guidance, slots, states, guided)
+    logits = base.outputs(slots)[:, : len(vocabulary)]
+    if guidance is None or not guided:
+        step = _plain(base, limits, vocabulary, slots, logits, keys)
+    else:
+        step = _guided(base, guidance, limits, vocabulary, slots, states, guided, logits, keys)
+    base.count(slots, step.base_logprobs)
+    return step
+
+
+def _read(
+    base: Stream,
+    guidance: TokenGuidance | None,
+    slots: Sequence[int],
+    states: Sequence[Row],
+    guided: Sequence[int],
+) -> None:
+    """Bring the base, and the guides of the rows that are guided now, up to the latest token."""
+    tokens = [state.tokens for state in states]
+    readings = [base.unread(slots, tokens)]
+    if guidance is not None and guided:
+        chosen = [slots[i] for i in guided]
+        responses = [tokens[i] for i in guided]
+        streams = {id(stream): stream for stream in guidance.value.token_streams()}
+        readings += [each.unread(chosen, responses) for each in streams.values() if each is not base]
+    read_all(readings)
+
+
+def _plain(
+    base: Stream, limits: Limits, vocabulary: Tensor, slots: Sequence[int], logits: Tensor, keys: Tensor
+) -> Step:
+    """Draw from the base alone."""
+    drawn = draw(logits, limits, keys, vocabulary)
+    logprobs = drawn.logprobs
+    if limits.temperature not in (0, 1):
+        logprobs = picked(logits, drawn.tokens)
+    require_finite(base.network.name, slots, logprobs)
+    return Step(drawn.tokens.tolist(), logprobs, [0.0] * len(slots))
+
+
+def _guided(
+    base: Stream,
+    guidance: TokenGuidance,
+    limits: Limits,
+    vocabulary: Tensor,
+    slots: Sequence[int],
+    states: Sequence[Row],
+    guided: Sequence[int],
+    logits: Tensor,
+    keys: Tensor,
+) -> Step:
+    """Draw from the tilted base in the rows `guided`, from the base in the others."""
+    plain = log_softmax_(logits)
+    require_finite(base.network.name, slots, plain.amax(-1))
+    source = plain
+    if guidance.warp == "before":
+        source, limits = warped(plain, limits), Limits()
+    rows = [slots[i] for i in guided]
+    everyone = len(guided) == len(slots)
+    tilt = tilted(guidance, source if everyone else source[guided], rows, [states[i] for i in guided])
+    mixed = tilt
+    if not everyone:
+        mixed = source[:, : tilt.shape[1]].clone()
+        mixed[guided] = tilt
+    drawn = draw(mixed, limits, keys, vocabulary[: mixed.shape[1]])
+    require_finite(guidance.value.name, slots, drawn.logprobs)
+    logprobs = plain.gather(1, drawn.tokens[:, None])[:, 0]
+    under = logprobs
+    if source is not plain or limits.temperature not in (0, 1):
+        cold = source if limits.temperature in (0, 1) else source / limits.temperature
+        under = picked(cold, drawn.tokens)
+    tokens = drawn.tokens.tolist()
+    guidance.value.drawn(rows, [tokens[i] for i in guided])
+    return Step(tokens, logprobs, (drawn.logprobs - under).tolist())
