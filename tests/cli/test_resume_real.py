@@ -119,7 +119,7 @@ def by_key(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def assert_same(ours: Path, theirs: Path) -> None:
-    """Check that two files hold the same responses; sums of floats to what other rows leave of them."""
+    """Check that two files hold the same responses, sums of floats to what other rows leave."""
     one, other = by_key(ours), by_key(theirs)
     assert one.keys() == other.keys()
     for key, record in one.items():

@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's cache if it holds the model, which saves unpacking it; else one for the session."""
+    """The user's cache if it holds the model unpacked; else one for the session."""
     unpacked = (references.cache_folder() / "gguf").glob("SmolLM2-135M-Instruct*/config.json")
     with pytest.MonkeyPatch.context() as patch:
         if not any(unpacked):
