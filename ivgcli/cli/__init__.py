@@ -50,7 +50,8 @@ app.command(
     " --prompt 'Why is the sky blue?'"
 )(decoding.generate)
 app.command(
-    epilog="Example: ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16 --in prompts.jsonl"
+    epilog="Example: ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16"
+    " --in prompts.jsonl"
 )(decoding.bon)
 
 

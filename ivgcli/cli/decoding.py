@@ -298,7 +298,10 @@ def _calm_libraries(quiet: bool) -> None:
 
 def _tell(summary: Any, streams: Streams) -> None:
     """Print a workflow's summary; failed records make the command fail, after all its work."""
-    parts = [_count(summary.records - len(summary.failures), "response"), _count(summary.tokens, "token")]
+    parts = [
+        _count(summary.records - len(summary.failures), "response"),
+        _count(summary.tokens, "token"),
+    ]
     if summary.seconds > 0:
         parts.append(f"{summary.tokens / summary.seconds:.0f} tokens/s")
     parts += [f"{summary.seconds:.1f} s", _count(summary.rows, "row")]

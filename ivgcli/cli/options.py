@@ -120,9 +120,7 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME", help="float32, bfloat16 or float16.", rich_help_panel=ENGINE
-    ),
+    typer.Option(metavar="NAME", help="float32, bfloat16 or float16.", rich_help_panel=ENGINE),
 ]
 Rows = Annotated[
     int | None,

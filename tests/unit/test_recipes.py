@@ -153,7 +153,7 @@ engine: 3
             "10: guide.explicit.0.model.modle: unknown key → did you mean model?",
             '10: guide.explicit.1.callable: expected module:function, got "a"',
             "11: engine: expected a mapping of keys, got 3",
-            '--seed: seed: expected a whole number, got "x"',
+            '--seed: expected a whole number, got "x"',
         ]
     )
 
