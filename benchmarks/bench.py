@@ -28,6 +28,7 @@ from benchmarks.ours import run_ivg
 from benchmarks.peers.batched_generate import run_batched
 from benchmarks.peers.published_loop import run_published
 from benchmarks.shapes import SHAPES, build_networks
+from ivgcli.models.memory import keep_large_blocks
 
 CONTESTANTS: dict[str, Contestant] = {
     "ivg": run_ivg,
@@ -342,6 +343,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure what the command line asks for, print it, and write it to a file if one is named."""
     options = arguments(argv)
     torch.set_num_threads(options.threads)
+    keep_large_blocks()  # as ivg does at loading; in one process it serves every contestant
     networks = build_networks(
         options.shape,
         real_weights=options.weights == "real",

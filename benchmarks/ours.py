@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,7 @@ from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Request
 from ivgcli.models.network import Network
+from ivgcli.models.packed import PackedWeights
 from ivgcli.models.slots import ATTENTION
 from ivgcli.models.streams import Stream
 from ivgcli.values import Prompted
@@ -29,6 +31,12 @@ class GivenIds:
     def encode(self, text: str, messages: object = None, where: str = "") -> list[int]:
         """Return the ids of the prompt whose number is `text`."""
         return list(self.prompts[int(text)])
+
+
+@functools.lru_cache(maxsize=8)
+def packed(model: PreTrainedModel) -> PackedWeights:
+    """Return a model's packed weights, made once as when ivg loads it; the peers never see them."""
+    return PackedWeights(model)
 
 
 def stream(
@@ -59,6 +67,7 @@ def run_ivg(
     before = [model.config._attn_implementation for model in models]
     for model in models:
         model.set_attn_implementation(ATTENTION)
+        packed(model).attach()
     try:
         base, tuned, reference = (stream(model, networks.tokenizer, prompts) for model in models)
         base.counting = True
@@ -88,5 +97,6 @@ def run_ivg(
     finally:
         for model, name in zip(models, before, strict=True):
             model.set_attn_implementation(name)
+            packed(model).detach()
     responses = [found[request.prompt.id, request.sample] for request in requests]
     return Outcome(responses, rows * settings.max_new_tokens)

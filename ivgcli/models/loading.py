@@ -18,7 +18,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ivgcli.errors import ModelError
+from ivgcli.models.memory import keep_large_blocks
 from ivgcli.models.network import Network, NotDrivable
+from ivgcli.models.packed import PackedWeights
 from ivgcli.models.references import Reference, resolve
 from ivgcli.models.slots import ATTENTION
 
@@ -48,6 +50,8 @@ class Networks:
         self, device: str | None = None, dtype: str | None = None, say: Callable[[str], None] = lambda sentence: None
     ) -> None:
         self.device = chosen_device(device)
+        if self.device.type == "cpu":
+            keep_large_blocks()
         self.dtype = dtype or "auto"
         self.say = say
         self._loaded: dict[tuple, Network] = {}
@@ -116,6 +120,7 @@ class Networks:
             width = int(model.config.num_labels)
         network = Network(spec.model, model, tokenizer, head, width)
         network.require_drivable()
+        PackedWeights(model).attach()
         return network
 
     def _config(self, spec: ModelSpec, reference: Reference) -> Any:
@@ -182,6 +187,7 @@ class Networks:
             merged = merged.eval().requires_grad_(False).to(self.device)
             network = Network(spec.model, merged, tokenizer, merged.score, 1)
             network.require_drivable()
+            PackedWeights(merged).attach()
             self._loaded[key] = network
         return self._loaded[key]
 

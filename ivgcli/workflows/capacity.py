@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Sequence
 
-import torch
-
+from ivgcli.models.memory import free_memory
 from ivgcli.models.streams import Stream
 
 SHARE = 0.6
@@ -28,7 +24,7 @@ def affordable_rows(streams: Sequence[Stream], length: int, need: int) -> int:
     """
     device = streams[0].network.device
     bytes_per_row = sum(_bytes_per_token(stream) * length + 24 * stream.network.width for stream in streams)
-    fitting = int(SHARE * _free_memory(device) // max(bytes_per_row, 1))
+    fitting = int(SHARE * free_memory(device) // max(bytes_per_row, 1))
     most = MOST.get(device.type, MOST["cpu"])
     return max(need, min(fitting, max(most, need)) // need * need)
 
@@ -39,24 +35,3 @@ def _bytes_per_token(stream: Stream) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     weight = stream.network.model.get_input_embeddings().weight
     return 2 * stream.network.layers * heads * width * weight.element_size()
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes in use so far: allocated on a GPU, resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

@@ -18,12 +18,13 @@ from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Outcome, Request, Search
 from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.streams import Stream
+from ivgcli.models.memory import peak_memory
 from ivgcli.models.text import response_text
 from ivgcli.recipes import MODES, GenerateRecipe, SamplingSpec, run_id
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Prompted, Value
 from ivgcli.workflows.assembly import Assembly
-from ivgcli.workflows.capacity import affordable_rows, peak_memory
+from ivgcli.workflows.capacity import affordable_rows
 
 
 class Narrator(Protocol):
