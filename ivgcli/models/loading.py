@@ -77,6 +77,8 @@ class Networks:
             ModelError: it has more labels than it may have, or is an adapter.
         """
         reference = resolve(spec.model, self.say)
+        if reference.adapter is not None:
+            raise ModelError(spec.model, "an adapter, where a whole reward model is needed", MERGE)
         model, tokenizer = self._from_pretrained(AutoModelForSequenceClassification, spec, reference, attention=None)
         if model.config.num_labels != 1 and not several:
             what = f"a classifier with {model.config.num_labels} labels, not a reward model with one"

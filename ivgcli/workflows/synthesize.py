@@ -114,7 +114,7 @@ def score_again(
             failures.append((pair.id, failure))
         writer.write([pair.prompt.respond(each) for each in fields])
         if progress is not None:
-            progress.advance(len(texts))
+            progress.advance(len(texts), "")
     seconds = time.monotonic() - began
     device = device_name(networks.device)
     return Summary(len(wanted), failures, 0, seconds, 0, None, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -211,3 +212,11 @@ def test_plain_pairs_of_a_chat_model_are_remarked_upon():
     assert CHAT_AS_TEXT in summary.notes
     _, summary = drawn(prompts(["a film?"]), base=folder("llama-chat"), conversational=True)
     assert CHAT_AS_TEXT not in summary.notes
+
+
+def test_an_adapter_is_refused_as_a_reward_before_its_base_is_loaded(tmp_path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": folder("scalar")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match="an adapter, where a whole reward model is needed"):
+        Reward(RewardSpec.model_validate(str(tmp_path)), Networks("cpu"))
