@@ -14,6 +14,7 @@ from ivgcli.recipes import (
     BonRecipe,
     GenerateRecipe,
     Guide,
+    SynthesizeRecipe,
     load,
     run_id,
     shipped_dir,
@@ -24,7 +25,7 @@ from ivgcli.records import read_prompts
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DECODING = sorted(set(RECIPES.rglob("*.yaml")) - set((RECIPES / "guides").glob("*.yaml")))
-KINDS = {"best-of-n": BonRecipe}
+KINDS = {"best-of-n": BonRecipe, "synthesize": SynthesizeRecipe}
 
 
 def assert_callables_exist(guide: Guide | None) -> None:

@@ -70,15 +70,21 @@ class Networks:
             return self._merged_value(spec, reference), None
         return self._get(spec, reference, VALUE), None
 
-    def classifier(self, spec: ModelSpec) -> tuple[Any, Any]:
-        """Return a sequence classifier with one label and its tokenizer, for whole texts; encoders are welcome.
+    def classifier(self, spec: ModelSpec, several: bool = False) -> tuple[Any, Any]:
+        """Return a sequence classifier and its tokenizer, for whole texts; encoders are welcome.
+
+        Args:
+            spec: the classifier.
+            several: whether it may have more than one label.
 
         Raises:
-            ModelError: it has more than one label.
+            ModelError: it has more labels than it may have, or is an adapter.
         """
         reference = resolve(spec.model, self.say)
+        if reference.adapter is not None:
+            raise ModelError(spec.model, "an adapter, where a whole reward model is needed", MERGE)
         model, tokenizer = self._from_pretrained(AutoModelForSequenceClassification, spec, reference, attention=None)
-        if model.config.num_labels != 1:
+        if model.config.num_labels != 1 and not several:
             what = f"a classifier with {model.config.num_labels} labels, not a reward model with one"
             raise ModelError(spec.model, what, "wrap it in a Python callable: module:function")
         return model, tokenizer

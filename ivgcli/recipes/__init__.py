@@ -16,6 +16,7 @@ from ivgcli.recipes.schema import (
     SamplingSpec,
     TokenSpec,
 )
+from ivgcli.recipes.synthesis import RewardSpec, SynthesizeRecipe
 
 __all__ = [
     "MODES",
@@ -27,7 +28,9 @@ __all__ = [
     "Guide",
     "ImplicitSpec",
     "ModelSpec",
+    "RewardSpec",
     "SamplingSpec",
+    "SynthesizeRecipe",
     "TokenSpec",
     "load",
     "run_id",

@@ -24,7 +24,7 @@ Recipe = TypeVar("Recipe", bound=Decoding)
 SECRET = re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 """A Hugging Face token or an API key."""
 
-FLAGS = {"base.model": "--base"}
+FLAGS = {"base.model": "--base", "reward.label": "--reward-label"}
 """Flags that are not named like the last part of their key."""
 
 

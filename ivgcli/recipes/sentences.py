@@ -11,6 +11,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+MISSING = {
+    "base": "name the model to steer with --base MODEL",
+    "reward": "name one with --reward MODEL or --reward module:function",
+}
+"""What to do about a key that a recipe cannot do without."""
+
 NUMBERS = {
     "greater_than": "more than",
     "greater_than_equal": "at least",
@@ -36,7 +42,7 @@ def describe(kind: type[BaseModel], detail: ErrorDetails) -> tuple[str, str]:
     error, got, context = detail["type"], show(detail["input"]), detail.get("ctx", {})
     *parents, last = detail["loc"]
     if error == "missing":
-        return "missing", "name the model to steer with --base MODEL" if last == "base" else ""
+        return "missing", MISSING.get(str(last), "")
     if error == "extra_forbidden":
         known = list(_section(kind, parents).model_fields)
         close = difflib.get_close_matches(str(last), known, n=1)

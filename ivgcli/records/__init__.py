@@ -1,8 +1,10 @@
-"""Records: prompts in, responses out, one JSON line each; resuming after any kind of stop.
+"""Records: prompts in, responses or pairs out, one JSON line each; resuming after any stop.
 
 JSON is read and written here and nowhere else.
 """
 
+from ivgcli.records.pair_writers import PairWriter, open_pairs
+from ivgcli.records.pairs import Pair, preference, read_pairs, without_answers
 from ivgcli.records.prompts import Prompt, read_prompts
 from ivgcli.records.writers import (
     Format,
@@ -12,4 +14,18 @@ from ivgcli.records.writers import (
     write_account,
 )
 
-__all__ = ["Format", "Prompt", "ResponseWriter", "TraceWriter", "open_responses", "read_prompts", "write_account"]
+__all__ = [
+    "Format",
+    "Pair",
+    "PairWriter",
+    "Prompt",
+    "ResponseWriter",
+    "TraceWriter",
+    "open_pairs",
+    "open_responses",
+    "preference",
+    "read_pairs",
+    "read_prompts",
+    "without_answers",
+    "write_account",
+]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ivgcli.errors import RecordError
 from ivgcli.records.lines import decode, require_object
@@ -42,6 +42,17 @@ class Prompt:
         return {"id": self.id, **asked, **fields, **kept}
 
 
+class Identified(Protocol):
+    """Anything with a record's id."""
+
+    @property
+    def id(self) -> str:
+        """The id."""
+
+
+Entry = TypeVar("Entry", bound=Identified)
+
+
 def read_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     """Read all prompts of a file, of stdin (`-`) or of a data set (`hf:NAME[:SPLIT]`).
 
@@ -55,25 +66,42 @@ def read_prompts(source: str, limit: int | None = None) -> list[Prompt]:
     Raises:
         RecordError: the first thing wrong, with its file and line.
     """
-    rows = _rows_of_dataset(source) if source.startswith("hf:") else _rows_of_text(source)
-    prompts: list[Prompt] = []
-    seen: dict[str, str] = {}
-    for number, place, row in islice(rows, limit):
-        try:
-            prompt = _prompt(row, number)
-        except ValueError as error:
-            raise _record_error(place, error) from None
-        if prompt.id in seen:
-            what = f'id "{prompt.id}" is there already, at {seen[prompt.id]}'
-            raise RecordError(place, what, "give every prompt its own id")
-        seen[prompt.id] = place
-        prompts.append(prompt)
+    prompts = read_entries(source, limit, prompt_of)
     if not prompts:
-        raise RecordError(_spoken(source), "no prompts", 'write one {"prompt": ...} a line')
+        raise RecordError(spoken(source), "no prompts", 'write one {"prompt": ...} a line')
     return prompts
 
 
-def _spoken(source: str) -> str:
+def read_entries(
+    source: str, limit: int | None, parse: Callable[[dict[str, Any], int], Entry]
+) -> list[Entry]:
+    """Read all objects of a source, each with an id of its own; arguments as for `read_prompts`.
+
+    Args:
+        source: where to read.
+        limit: read only so many.
+        parse: takes an object and its number; a ValueError's text says what is wrong with it.
+
+    Raises:
+        RecordError: the first thing wrong, with its file and line.
+    """
+    rows = _rows_of_dataset(source) if source.startswith("hf:") else _rows_of_text(source)
+    entries: list[Entry] = []
+    seen: dict[str, str] = {}
+    for number, place, row in islice(rows, limit):
+        try:
+            entry = parse(row, number)
+        except ValueError as error:
+            raise _record_error(place, error) from None
+        if entry.id in seen:
+            what = f'id "{entry.id}" is there already, at {seen[entry.id]}'
+            raise RecordError(place, what, "give every prompt its own id")
+        seen[entry.id] = place
+        entries.append(entry)
+    return entries
+
+
+def spoken(source: str) -> str:
     """Return how errors call a source."""
     return "stdin" if source == "-" else source
 
@@ -86,7 +114,7 @@ def _record_error(place: str, error: ValueError) -> RecordError:
 
 def _rows_of_text(source: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield each object of a file or stdin with its number and place."""
-    name = _spoken(source)
+    name = spoken(source)
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except FileNotFoundError:
@@ -149,13 +177,13 @@ def _rows_of_dataset(source: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
             raise _record_error(place, error) from None
 
 
-def _prompt(row: dict[str, Any], number: int) -> Prompt:
+def prompt_of(row: dict[str, Any], number: int) -> Prompt:
     """Return the prompt that an object holds; a ValueError's text says why it holds none."""
     key = next((key for key in PROMPT_KEYS if row.get(key) is not None), None)
     if key is not None:
         asked = row[key]
     elif row.get("chosen") is not None and row.get("rejected") is not None:
-        asked = _shared_beginning(row["chosen"], row["rejected"])
+        asked = shared_beginning(row["chosen"], row["rejected"])
     else:
         found = ", ".join(row) or "nothing"
         raise ValueError(f'no field "prompt" (found {found}) → rename the field that holds it')
@@ -192,7 +220,7 @@ def _messages(asked: Any, key: str) -> tuple[Message, ...]:
     return tuple(asked)
 
 
-def _shared_beginning(chosen: Any, rejected: Any) -> Any:
+def shared_beginning(chosen: Any, rejected: Any) -> Any:
     """Return what both responses of a pair begin with, as TRL extracts the prompt of a pair."""
     if not isinstance(chosen, (str, list)) or type(chosen) is not type(rejected):
         raise ValueError('"chosen" and "rejected" are not both texts or both lists of messages')

@@ -1,0 +1,258 @@
+"""`ivg synthesize`: prompts in, preference pairs out."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ivgcli import console, records
+from ivgcli.cli.decoding import (
+    FAILURES,
+    Streams,
+    _calm_libraries,
+    _count,
+    _prompts,
+    _shared_flags,
+)
+from ivgcli.cli.options import (
+    MODELS,
+    STEERING,
+    STREAMS,
+    Base,
+    Device,
+    Dtype,
+    Guides,
+    Limit,
+    MaxNewTokens,
+    PrintRecipe,
+    Quiet,
+    RecipeFile,
+    Resume,
+    Rows,
+    Seed,
+    Sets,
+    Source,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+)
+from ivgcli.errors import RecordError
+
+if TYPE_CHECKING:
+    from ivgcli.recipes import SynthesizeRecipe
+
+PAIRS = "Pairs"
+
+
+def synthesize(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    guide: Guides = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|MODULE:FUNCTION",
+            help="What a response is worth.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    reward_label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Label of a classifier whose log-odds are the reward.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    responses: Annotated[
+        int | None,
+        typer.Option(
+            "--responses",
+            "-n",
+            metavar="K",
+            help="Responses drawn for each prompt.",
+            rich_help_panel=PAIRS,
+        ),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="disjoint: K/2 in the order of drawing; all; or best-worst.",
+            rich_help_panel=PAIRS,
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW",
+            help="bradley-terry: sampled by the rewards; or argmax.",
+            rich_help_panel=PAIRS,
+        ),
+    ] = None,
+    label_temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Noise of bradley-terry.", rich_help_panel=PAIRS),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X", help="Leave out pairs whose rewards are closer.", rich_help_panel=PAIRS
+        ),
+    ] = None,
+    conversational: Annotated[
+        bool,
+        typer.Option(
+            "--conversational",
+            metavar="",
+            help="Write messages even where the prompt was text.",
+            rich_help_panel=PAIRS,
+        ),
+    ] = False,
+    relabel: Annotated[
+        bool,
+        typer.Option(
+            "--relabel",
+            metavar="",
+            help="Draw nothing: label the pairs of --in anew.",
+            rich_help_panel=PAIRS,
+        ),
+    ] = False,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE", help="How to draw, as in ivg generate.", rich_help_panel=STEERING
+        ),
+    ] = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    max_new_tokens: MaxNewTokens = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    source: Source = None,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", "-o", metavar="FILE|-", help="Preference pairs.", rich_help_panel=STREAMS
+        ),
+    ] = "-",
+    limit: Limit = None,
+    resume: Resume = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    rows: Rows = None,
+    sets: Sets = None,
+    print_recipe: PrintRecipe = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw responses, score them with a reward, and write preference pairs for training."""
+    with console.guard():
+        from ivgcli import recipes
+
+        flags = {
+            **_shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
+            **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            **{"mode": mode, "reward": reward, "reward.label": reward_label},
+            **{"responses": responses, "pairs": pairs},
+            **{"label": label, "label_temperature": label_temperature, "margin": margin},
+            **{"conversational": conversational or None, "relabel": relabel or None},
+        }
+        resolved = recipes.load(recipes.SynthesizeRecipe, recipe, sets or (), flags, guide or ())
+        if print_recipe:
+            sys.stdout.write(recipes.to_yaml(resolved))
+            return
+        _synthesize(resolved, Streams(source, None, out, "ivg", None, limit, resume, quiet))
+
+
+def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
+    """Read prompts or pairs, open the output, run the workflow, and tell how it went."""
+    from ivgcli import recipes
+
+    given = _given(recipe, streams)
+    width = 2 if recipe.relabel else recipe.responses
+    _calm_libraries(streams.quiet)
+    from ivgcli.workflows.labelling import Account, Labelling
+    from ivgcli.workflows.synthesize import draw_and_score, score_again
+
+    labeller = Labelling(recipe, given)
+    with ExitStack() as stack:
+        writer = records.open_pairs(
+            streams.out,
+            ids=[each.id for each in given],
+            responses=width,
+            labeller=labeller,
+            run=recipes.run_id(recipe),
+            recipe_yaml=recipes.to_yaml(recipe),
+            resume=streams.resume,
+        )
+        stack.enter_context(writer)
+        done, total = len(writer.done) * width, len(given) * width
+        progress = console.Progress(total, done=done, quiet=streams.quiet)
+        stack.enter_context(progress)
+        if streams.resume:
+            progress.say(f"resuming: {done} of {total} responses are there")
+        progress.note("loading models")
+        workflow: Any = score_again if recipe.relabel else draw_and_score
+        summary = workflow(recipe, given, writer, progress)
+    account = labeller.tally.account()
+    if streams.out != "-":
+        whole = Account(**account, drawing=asdict(summary))
+        records.write_account(streams.out, recipes.run_id(recipe), whole)
+    _tell(recipe, account, summary, streams)
+
+
+def _given(recipe: SynthesizeRecipe, streams: Streams) -> list[Any]:
+    """Return the prompts, or under `relabel` the pairs, of the input."""
+    if not recipe.relabel:
+        return [records.without_answers(prompt) for prompt in _prompts(streams)]
+    if streams.source in (None, "-") and sys.stdin.isatty():
+        hint = "name a file with --in, or pipe JSON lines in"
+        raise RecordError("--in", "there are no pairs to read", hint)
+    return records.read_pairs(streams.source or "-", streams.limit)
+
+
+def _tell(
+    recipe: SynthesizeRecipe, account: dict[str, Any], summary: Any, streams: Streams
+) -> None:
+    """Print what came of it; failed prompts make the command fail, after all its work."""
+
+    def say(*parts: str) -> None:
+        console.say(", ".join(part for part in parts if part), quiet=streams.quiet)
+
+    for note in summary.notes:
+        say(note)
+    reasons = [f"{count:,} {reason}" for reason, count in account["skipped"].items()]
+    left_out = f"left out: {', '.join(reasons)}" if reasons else ""
+    swapped = f"{account['swapped']:,} swapped" if recipe.relabel else ""
+    say(_count(account["pairs"], "pair"), swapped, left_out)
+    if account["pairs"]:
+        agreement = account["agreement"]
+        say(
+            f"mean reward {account['mean_reward']:.4g}",
+            f"mean gap {account['mean_gap']:.4g}",
+            "" if agreement is None else f"{agreement:.1%} of the labels agree with the reward",
+        )
+    if summary.tokens:
+        memory = summary.peak_memory_bytes
+        say(
+            _count(summary.tokens, "token"),
+            f"{summary.tokens / max(summary.seconds, 1e-9):.0f} tokens/s",
+            f"{summary.seconds:.1f} s",
+            _count(summary.rows, "row"),
+            "" if memory is None else f"peak memory {memory / 2**30:.2f} GiB",
+        )
+    if summary.failures:
+        lines = [f"{identity}: {sentence}" for identity, sentence in summary.failures[:FAILURES]]
+        if len(summary.failures) > FAILURES:
+            lines.append(f"and {len(summary.failures) - FAILURES} more")
+        what = f"{_count(len(summary.failures), 'prompt')} failed"
+        again = "" if streams.out == "-" else "; --resume tries them again"
+        raise RecordError("", what, f"they have no pairs{again}", lines)
+    if not account["pairs"]:
+        console.warn("there is not one pair: every two responses are equal or too close")

@@ -1,0 +1,113 @@
+"""The recipe of `ivg synthesize`: what draws responses, rewards them and makes pairs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
+
+from ivgcli.recipes.guide import CALLABLE, ModelSpec, Section
+from ivgcli.recipes.schema import GenerateRecipe, SamplingSpec
+
+Labelling = Literal["bradley-terry", "argmax"]
+Pairing = Literal["disjoint", "all", "best-worst"]
+
+
+class RewardSpec(Section):
+    """A gold reward of whole responses: a sequence classifier or a Python callable.
+
+    A bare string means `{callable: it}` if it reads `module:function`, else `{model: it}`.
+    """
+
+    model: ModelSpec | None = None
+    """A reward model with one output, or a classifier with several labels."""
+    label: int | str | None = None
+    """The label, by name or number from 0, whose log-odds against all others are the reward."""
+    callable: str | None = None
+    """`module:function`, called with a list of prompts and a list of responses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def accept_name(cls, raw: Any) -> Any:
+        """Read a bare string as a callable or a model."""
+        if isinstance(raw, str):
+            return {"callable" if CALLABLE.fullmatch(raw) else "model": raw}
+        return raw
+
+    @field_validator("callable")
+    @classmethod
+    def check_callable(cls, name: str | None) -> str | None:
+        """Refuse a name that cannot be imported."""
+        if name is not None and not CALLABLE.fullmatch(name):
+            raise ValueError(f'expected module:function, got "{name}"')
+        return name
+
+    @model_validator(mode="after")
+    def check_one(self) -> RewardSpec:
+        """Refuse both or neither of a network and a callable."""
+        if (self.model is None) == (self.callable is None):
+            found = "neither is given" if self.model is None else "both are given"
+            raise ValueError(f"needs a model or a callable, and {found} → give one of them")
+        if self.callable is not None and self.label is not None:
+            raise ValueError("label belongs to a classifier → leave it out beside callable")
+        return self
+
+
+class SynthesizeRecipe(GenerateRecipe):
+    """What `ivg synthesize` runs: a recipe of `ivg generate`, a reward, and how to label pairs."""
+
+    checked_key: ClassVar[str] = "mode"
+
+    base: ModelSpec | None  # type: ignore[assignment]  # relabelling draws nothing
+    """The model that draws; relabelling needs none."""
+    reward: RewardSpec
+    """What a response is worth."""
+    responses: Annotated[int, Field(ge=2)] = 2
+    """k, responses drawn for each prompt."""
+    pairs: Annotated[Pairing, Field(validate_default=True)] = "disjoint"
+    """Which of the k make pairs.
+
+    disjoint: k/2 in the order of drawing; all: k(k-1)/2; best-worst: one."""
+    label: Labelling = "bradley-terry"
+    """How the chosen one is found.
+
+    bradley-terry: drawn with probability σ((r_a − r_b)/label_temperature); argmax: the higher
+    reward."""
+    label_temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    """Noise of Bradley-Terry labels; towards 0 they become argmax."""
+    margin: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    """Least difference of the two rewards; closer pairs are left out."""
+    conversational: bool = False
+    """Whether to write messages even where the prompt was text."""
+    relabel: bool = False
+    """Whether to label the pairs of the input anew instead of drawing responses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def settle_base(cls, raw: Any) -> Any:
+        """Require a base, which may be null only where nothing is drawn."""
+        if not isinstance(raw, Mapping) or raw.get("base") is not None:
+            return raw
+        rest = {key: value for key, value in raw.items() if key != "base"}
+        return {**rest, "base": None} if raw.get("relabel") is True else rest
+
+    @field_validator("sampling")
+    @classmethod
+    def check_sampling(cls, sampling: SamplingSpec) -> SamplingSpec:
+        """Refuse what contradicts several different responses."""
+        if sampling.samples != 1:
+            raise ValueError("samples is not for pairs → say how many with responses")
+        if sampling.temperature == 0:
+            raise ValueError("temperature 0 draws the same response each time → more than 0")
+        return sampling
+
+    @field_validator("pairs")
+    @classmethod
+    def check_partners(cls, pairs: Pairing, known: ValidationInfo) -> Pairing:
+        """Refuse an odd number of responses where each needs a partner."""
+        count = known.data.get("responses", 2)
+        if pairs == "disjoint" and count % 2:
+            what = f"disjoint leaves one of {count} responses without a partner"
+            raise ValueError(f"{what} → an even number of responses, or pairs: all or best-worst")
+        return pairs
