@@ -81,9 +81,7 @@ def run_ivg(
             settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
         )
         rows = len(prompts) * settings.rows_per_prompt(mode)
-        engine = Engine(
-            base, Mode(mode, token, chunk), limits, frozenset(), rows, settings.seed
-        )
+        engine = Engine(base, Mode(mode, token, chunk), limits, frozenset(), rows, settings.seed)
         samples = 1 if mode == "cbs-i" else settings.samples
         requests = [
             Request(Prompted(str(number), str(number)), sample)

@@ -130,7 +130,7 @@ def generate(
         from ivgcli import recipes
 
         flags = {
-            **_shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
+            **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
             **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
             **{"chunk.beam_width": beam_width, "chunk.successors": successors},
@@ -197,7 +197,7 @@ def bon(
         from ivgcli import recipes
 
         flags = {
-            **_shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
+            **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
             **{"by": by, "best_of": best_of, "reward": reward},
         }
@@ -210,7 +210,7 @@ def bon(
         _decode(resolved, streams, "ivgcli.workflows.best_of_n", "best_of_n")
 
 
-def _shared_flags(
+def shared_flags(
     base: str | None,
     samples: int | None,
     temperature: float | None,
@@ -237,7 +237,7 @@ def _decode(
     """Read the prompts, open the output, run a workflow over them, and tell how it went."""
     from ivgcli import recipes
 
-    prompts = _prompts(streams)
+    prompts = prompts_of(streams)
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
     with ExitStack() as stack:
         writer = records.open_responses(
@@ -258,7 +258,7 @@ def _decode(
         if streams.resume:
             progress.say(f"resuming: {done} of {len(keys)} responses are there")
         progress.note("loading models")
-        _calm_libraries(streams.quiet)
+        calm_libraries(streams.quiet)
         workflow = getattr(importlib.import_module(module), function)
         summary = workflow(recipe, prompts, writer, trace=trace, progress=progress)
     if streams.out != "-":
@@ -274,7 +274,7 @@ def _checked_format(name: str) -> records.Format:
     return cast("records.Format", name)
 
 
-def _prompts(streams: Streams) -> list[records.Prompt]:
+def prompts_of(streams: Streams) -> list[records.Prompt]:
     """Return the prompts that the flags name."""
     if streams.prompt is not None:
         if streams.source is not None:
@@ -289,7 +289,7 @@ def _prompts(streams: Streams) -> list[records.Prompt]:
     return records.read_prompts(source, streams.limit)
 
 
-def _calm_libraries(quiet: bool) -> None:
+def calm_libraries(quiet: bool) -> None:
     """Keep the bars and notices of libraries out of ours, unless the environment wants them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if quiet or not sys.stderr.isatty():
@@ -299,12 +299,12 @@ def _calm_libraries(quiet: bool) -> None:
 def _tell(summary: Any, streams: Streams) -> None:
     """Print a workflow's summary; failed records make the command fail, after all its work."""
     parts = [
-        _count(summary.records - len(summary.failures), "response"),
-        _count(summary.tokens, "token"),
+        counted(summary.records - len(summary.failures), "response"),
+        counted(summary.tokens, "token"),
     ]
     if summary.seconds > 0:
         parts.append(f"{summary.tokens / summary.seconds:.0f} tokens/s")
-    parts += [f"{summary.seconds:.1f} s", _count(summary.rows, "row")]
+    parts += [f"{summary.seconds:.1f} s", counted(summary.rows, "row")]
     if summary.peak_memory_bytes is not None:
         parts.append(f"peak memory {summary.peak_memory_bytes / 2**30:.2f} GiB")
     for note in summary.notes:
@@ -314,11 +314,11 @@ def _tell(summary: Any, streams: Streams) -> None:
         lines = [f"{identity}: {sentence}" for identity, sentence in summary.failures[:FAILURES]]
         if len(summary.failures) > FAILURES:
             lines.append(f"and {len(summary.failures) - FAILURES} more")
-        what = f"{_count(len(summary.failures), 'record')} failed"
+        what = f"{counted(len(summary.failures), 'record')} failed"
         again = "" if streams.out == "-" else "; --resume tries them again"
         raise RecordError("", what, f"their lines say why{again}", lines)
 
 
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 response`, `16 responses`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -13,10 +13,10 @@ from ivgcli import console, records
 from ivgcli.cli.decoding import (
     FAILURES,
     Streams,
-    _calm_libraries,
-    _count,
-    _prompts,
-    _shared_flags,
+    calm_libraries,
+    counted,
+    prompts_of,
+    shared_flags,
 )
 from ivgcli.cli.options import (
     MODELS,
@@ -156,7 +156,7 @@ def synthesize(
         from ivgcli import recipes
 
         flags = {
-            **_shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
+            **shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
             **{"mode": mode, "reward": reward, "reward.label": reward_label},
             **{"responses": responses, "pairs": pairs},
@@ -176,7 +176,7 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
 
     given = _given(recipe, streams)
     width = 2 if recipe.relabel else recipe.responses
-    _calm_libraries(streams.quiet)
+    calm_libraries(streams.quiet)
     from ivgcli.workflows.labelling import Account, Labelling
     from ivgcli.workflows.synthesize import draw_and_score, score_again
 
@@ -210,7 +210,7 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
 def _given(recipe: SynthesizeRecipe, streams: Streams) -> list[Any]:
     """Return the prompts, or under `relabel` the pairs, of the input."""
     if not recipe.relabel:
-        return [records.without_answers(prompt) for prompt in _prompts(streams)]
+        return [records.without_answers(prompt) for prompt in prompts_of(streams)]
     if streams.source in (None, "-") and sys.stdin.isatty():
         hint = "name a file with --in, or pipe JSON lines in"
         raise RecordError("--in", "there are no pairs to read", hint)
@@ -230,7 +230,7 @@ def _tell(
     reasons = [f"{count:,} {reason}" for reason, count in account["skipped"].items()]
     left_out = f"left out: {', '.join(reasons)}" if reasons else ""
     swapped = f"{account['swapped']:,} swapped" if recipe.relabel else ""
-    say(_count(account["pairs"], "pair"), swapped, left_out)
+    say(counted(account["pairs"], "pair"), swapped, left_out)
     if account["pairs"]:
         agreement = account["agreement"]
         say(
@@ -241,17 +241,17 @@ def _tell(
     if summary.tokens:
         memory = summary.peak_memory_bytes
         say(
-            _count(summary.tokens, "token"),
+            counted(summary.tokens, "token"),
             f"{summary.tokens / max(summary.seconds, 1e-9):.0f} tokens/s",
             f"{summary.seconds:.1f} s",
-            _count(summary.rows, "row"),
+            counted(summary.rows, "row"),
             "" if memory is None else f"peak memory {memory / 2**30:.2f} GiB",
         )
     if summary.failures:
         lines = [f"{identity}: {sentence}" for identity, sentence in summary.failures[:FAILURES]]
         if len(summary.failures) > FAILURES:
             lines.append(f"and {len(summary.failures) - FAILURES} more")
-        what = f"{_count(len(summary.failures), 'prompt')} failed"
+        what = f"{counted(len(summary.failures), 'prompt')} failed"
         again = "" if streams.out == "-" else "; --resume tries them again"
         raise RecordError("", what, f"they have no pairs{again}", lines)
     if not account["pairs"]:

@@ -18,7 +18,7 @@ class TokenGuidance:
     candidates: int | None = None
     """How many of the base's most probable tokens are valued; None: the whole vocabulary."""
     outside: Literal["prefix", "centred", "drop"] = "prefix"
-    """What a token outside the candidates gets: the prefix's value, the candidates' mean value, or nothing (dropped)."""
+    """What other tokens get: the prefix's value, the candidates' mean value, or nothing (dropped)."""
     every: int = 1
     """Guide each token whose place in the response (0, 1, …) is a multiple of this."""
     warp: Literal["after", "before"] = "after"

@@ -46,7 +46,9 @@ def select(candidates: Sequence[Candidate], beam_width: int, pool: Sequence[floa
         Zhou et al. (2024), weak-to-strong search; the treatment of finished hypotheses is ours (the published code lets
         copies of one finished hypothesis fill the beam, see `select_published`).
     """
-    live = sorted((c for c in candidates if not c.finished), key=lambda c: (-c.score, c.number))[:beam_width]
+    live = sorted((c for c in candidates if not c.finished), key=lambda c: (-c.score, c.number))[
+        :beam_width
+    ]
     done = [c for c in candidates if c.finished]
     best = sorted([*pool, *(c.value for c in done)], reverse=True)[:beam_width]
     beaten = bool(live) and len(best) == beam_width and max(c.value for c in live) <= best[-1]

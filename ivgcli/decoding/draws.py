@@ -1,9 +1,10 @@
 """Random numbers that belong to a record, not to a batch.
 
-The token drawn at a place is argmax_v p_v / E_v with exponential noise E_v, a form of Gumbel-max. E_v is a pure function
-of (seed, record id, sample, candidate, step, token id), computed with 32-bit integer arithmetic that is the same on every
-device, so a response depends on nothing else: not on its neighbours, the order of the input, a resume or the number of
-workers. Two models that share the noise also agree wherever their distributions nearly do.
+The token drawn at a place is argmax_v p_v / E_v with exponential noise E_v, a form of Gumbel-max. E_v is a pure
+function of (seed, record id, sample, candidate, step, token id), computed with 32-bit integer arithmetic that
+is the same on every device, so a response depends on nothing else: not on its neighbours, the order of the
+input, a resume or the number of workers. Two models that share the noise also agree wherever their
+distributions nearly do.
 
 Reference: Maddison, Tarlow and Minka (2014), A* sampling; engine of record keys after Daliri, Musco and Suresh (2024).
 """
@@ -26,8 +27,8 @@ def stream_key(seed: int, record: str, sample: int, candidate: int) -> int:
         seed: the run's seed.
         record: the record's id.
         sample: which sample of the record.
-        candidate: canonical number among the candidates of one ranking: rank·K + k in a beam search, the sample's number
-            in best-of-N, 0 otherwise.
+        candidate: canonical number among the candidates of one ranking: rank·K + k in a beam search, the
+            sample's number in best-of-N, 0 otherwise.
     """
     # A list's JSON-like form cannot be confused: "1","23" and "12","3" differ.
     text = f"{seed}\x1f{len(record)}\x1f{record}\x1f{sample}\x1f{candidate}".encode()
@@ -54,15 +55,16 @@ def exponential_noise(keys: Tensor, tokens: Tensor) -> Tensor:
         tokens: (V,) or (B, C) int32 token ids.
 
     Returns:
-        (B, V) or (B, C) float32, each at least 2⁻³². Small numbers, which decide the race, keep full relative precision.
+        (B, V) or (B, C) float32, each at least 2⁻³². Small numbers, which decide the race, keep full relative
+        precision.
     """
     tokens = tokens if tokens.dim() == 2 else tokens[None]
     x = tokens ^ keys[:, :1]
     scratch = torch.empty_like(x)
-    _mix(x, scratch, 16, -2048144789)                                   # 0x85ebca6b
+    _mix(x, scratch, 16, -2048144789)  # 0x85ebca6b
     x += keys[:, 1:]
-    _mix(x, scratch, 15, -1028477387)                                   # 0xc2b2ae35
-    _mix(x, scratch, 13, 668265263)                                     # 0x27d4eb2f
+    _mix(x, scratch, 15, -1028477387)  # 0xc2b2ae35
+    _mix(x, scratch, 13, 668265263)  # 0x27d4eb2f
     torch.bitwise_right_shift(x, 16, out=scratch).bitwise_and_(0xFFFF)
     x ^= scratch
     x &= 0x7FFFFFFF
@@ -71,7 +73,7 @@ def exponential_noise(keys: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _mix(x: Tensor, scratch: Tensor, shift: int, factor: int) -> None:
-    """x ← (x ⊕ x ≫ shift)·factor, with a logical shift, in place."""
+    """X ← (x ⊕ x ≫ shift)·factor, with a logical shift, in place."""
     torch.bitwise_right_shift(x, shift, out=scratch).bitwise_and_((1 << (32 - shift)) - 1)
     x ^= scratch
     x *= factor

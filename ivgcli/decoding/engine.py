@@ -70,13 +70,17 @@ class Engine:
         self.stepped = stepped
         self.ranking = mode.chunk if mode.chunk is not None and mode.chunk.rows > 1 else SINGLE
         self.values: list[Value] = list(
-            {id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None}.values()
+            {
+                id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None
+            }.values()
         )
         streams = [base, *(stream for value in self.values for stream in value.streams())]
         self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
         self.width = width or base.network.width
         self.vocabulary = torch.arange(self.width, dtype=torch.int32, device=base.network.device)
-        self.stops = StopStrings(base.network.tokenizer, limits.stop, self.width if limits.stop else 0)
+        self.stops = StopStrings(
+            base.network.tokenizer, limits.stop, self.width if limits.stop else 0
+        )
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -125,7 +129,11 @@ class Engine:
         need = self.ranking.rows
         if self.rows <= need:
             what = f"out of memory with {self.rows} rows, and one search needs {need}"
-            raise ModelError("engine.rows", what, "lower beam_width, successors or max_new_tokens, or use a smaller dtype")
+            raise ModelError(
+                "engine.rows",
+                what,
+                "lower beam_width, successors or max_new_tokens, or use a smaller dtype",
+            )
         smaller = max(self.rows // 2, need)
         self.warn(f"out of memory with {self.rows} rows: going on with {smaller}")
         self.resize(smaller)
@@ -160,7 +168,9 @@ class Engine:
                 yield search
                 continue
             source = fresh.get(request.prompt.id)
-            holder = next((slot for slot in range(self.rows) if self.owner[slot] == request.prompt.id), None)
+            holder = next(
+                (slot for slot in range(self.rows) if self.owner[slot] == request.prompt.id), None
+            )
             search.slots = [heapq.heappop(self.free) for _ in range(need)]
             for slot in search.slots:
                 self.owner[slot] = request.prompt.id
@@ -190,7 +200,9 @@ class Engine:
             try:
                 length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
             except RecordError as problem:
-                return Outcome(request, None, f"{stream.network.name}: {problem.what} → {problem.hint}")
+                return Outcome(
+                    request, None, f"{stream.network.name}: {problem.what} → {problem.hint}"
+                )
             left = stream.network.context - length
             if left < 1:
                 name = stream.network.name
@@ -205,7 +217,9 @@ class Engine:
         for stream in self.streams:
             rows = [search.slots[0] for search in searches]
             prompts = [search.request.prompt for search in searches]
-            ids = [stream.prompts.encode(prompt.text, prompt.messages, prompt.id) for prompt in prompts]
+            ids = [
+                stream.prompts.encode(prompt.text, prompt.messages, prompt.id) for prompt in prompts
+            ]
             readings.append(Reading(stream, rows, ids, prompt=True))
         read_all(readings)
 
@@ -238,11 +252,15 @@ class Engine:
         step = next_tokens(
             self.base, self.mode.token, self.limits, self.vocabulary, slots, states, keys
         )
-        for (slot, search), state, drawn, gain in zip(live, states, step.tokens, step.gains, strict=True):
+        for (slot, search), state, drawn, gain in zip(
+            live, states, step.tokens, step.gains, strict=True
+        ):
             self._book(search, search.hypotheses[slot], state, drawn, gain)
         return ()
 
-    def _book(self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float) -> None:
+    def _book(
+        self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float
+    ) -> None:
         """Append a drawn token and see whether it ends the response."""
         state.tokens.append(token)
         hypothesis.kl += gain
@@ -270,7 +288,8 @@ class Engine:
                 won.append((search, winner))
             targets += moves[0]
             sources += moves[1]
-        # Copying may run out of memory, and then whatever has not been handed on begins again: nothing is retired before.
+        # Copying may run out of memory, and then what has not been handed on begins again: nothing is
+        # retired before.
         for follower in (*self.streams, *self.values):
             follower.copy(targets, sources)
         for search in going:
@@ -316,7 +335,9 @@ class Engine:
             self.trace(search, candidates, selection.parents, selection.over)
         if selection.over:
             return winners[0], ([], [])
-        return None, search.branch([search.beam[number] for number in selection.parents], ranking.successors)
+        return None, search.branch(
+            [search.beam[number] for number in selection.parents], ranking.successors
+        )
 
     def _finish(self, search: Search, winner: Hypothesis) -> Outcome:
         self._retire(search)
@@ -335,4 +356,8 @@ class Engine:
 def _out_of_memory(problem: RuntimeError) -> bool:
     """Return whether an error says that memory ran out, on a GPU or a CPU."""
     text = str(problem).lower()
-    return isinstance(problem, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(problem, torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )

@@ -14,7 +14,9 @@ CANDIDATES = 20
 """Candidates of a value that needs some, if the recipe names no number (VAS and IVO use 20)."""
 
 
-def tilted(guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
+def tilted(
+    guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], states: Sequence[Row]
+) -> Tensor:
     """Return log π_base(a) + w·V(s·a) (B, V'), unnormalised.
 
     Over the whole vocabulary this is the exact tilt. With candidates, the base's most probable C tokens are valued, and

@@ -37,7 +37,9 @@ def draw(logits: Tensor, limits: Limits, keys: Tensor, vocabulary: Tensor) -> Dr
         vocabulary: (V,) int32, 0 … V−1.
     """
     parts = [_draw_block(logits[rows], limits, keys[rows], vocabulary) for rows in blocks(logits)]
-    return Drawn(torch.cat([part.tokens for part in parts]), torch.cat([part.logprobs for part in parts]))
+    return Drawn(
+        torch.cat([part.tokens for part in parts]), torch.cat([part.logprobs for part in parts])
+    )
 
 
 def _draw_block(logits: Tensor, limits: Limits, keys: Tensor, vocabulary: Tensor) -> Drawn:
@@ -66,7 +68,9 @@ def truncate(probabilities: Tensor, top_k: int, top_p: float) -> tuple[Tensor, T
     size = probabilities.shape[-1]
     if top_k:
         kept, ids = probabilities.topk(min(top_k, size), dim=-1)
-        return (_nucleus(kept, kept.sum(-1, keepdim=True), top_p), ids) if top_p < 1 else (kept, ids)
+        return (
+            (_nucleus(kept, kept.sum(-1, keepdim=True), top_p), ids) if top_p < 1 else (kept, ids)
+        )
     kept, ids = probabilities.topk(min(HEAD, size), dim=-1)
     if size > HEAD and bool((kept.sum(-1) < top_p).any()):
         kept, ids = probabilities.sort(dim=-1, descending=True, stable=True)

@@ -77,7 +77,9 @@ class Search:
         self.chunk_end = self.max_new_tokens if chunk_length is None else start + chunk_length
         for number, slot in enumerate(self.beam):
             candidate = self.request.candidate + number
-            self.keys[slot] = stream_key(seed, self.request.prompt.id, self.request.sample, candidate)
+            self.keys[slot] = stream_key(
+                seed, self.request.prompt.id, self.request.sample, candidate
+            )
 
     def due(self) -> bool:
         """Return whether the current chunk is over: every candidate has ended or reached its end."""
@@ -112,7 +114,13 @@ class Search:
                     sources.append(parent)
                 beam.append(slot)
                 old = self.hypotheses[parent]
-                row = Row(old.row.prompt, old.row.prompt_ids, list(old.row.tokens), old.row.finish, old.row.text)
+                row = Row(
+                    old.row.prompt,
+                    old.row.prompt_ids,
+                    list(old.row.tokens),
+                    old.row.finish,
+                    old.row.text,
+                )
                 hypotheses[slot] = Hypothesis(row, old.kl, old.base_logprob, old.value, old.score)
         self.parent_values = {slot: hypotheses[slot].value for slot in beam}
         self.beam, self.hypotheses = beam, hypotheses

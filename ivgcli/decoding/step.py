@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ivgcli.decoding import Limits, TokenGuidance
@@ -75,12 +74,19 @@ def _read(
         chosen = [slots[i] for i in guided]
         responses = [tokens[i] for i in guided]
         streams = {id(stream): stream for stream in guidance.value.token_streams()}
-        readings += [each.unread(chosen, responses) for each in streams.values() if each is not base]
+        readings += [
+            each.unread(chosen, responses) for each in streams.values() if each is not base
+        ]
     read_all(readings)
 
 
 def _plain(
-    base: Stream, limits: Limits, vocabulary: Tensor, slots: Sequence[int], logits: Tensor, keys: Tensor
+    base: Stream,
+    limits: Limits,
+    vocabulary: Tensor,
+    slots: Sequence[int],
+    logits: Tensor,
+    keys: Tensor,
 ) -> Step:
     """Draw from the base alone."""
     drawn = draw(logits, limits, keys, vocabulary)
@@ -110,7 +116,9 @@ def _guided(
         source, limits = warped(plain, limits), Limits()
     rows = [slots[i] for i in guided]
     everyone = len(guided) == len(slots)
-    tilt = tilted(guidance, source if everyone else source[guided], rows, [states[i] for i in guided])
+    tilt = tilted(
+        guidance, source if everyone else source[guided], rows, [states[i] for i in guided]
+    )
     mixed = tilt
     if not everyone:
         mixed = source[:, : tilt.shape[1]].clone()

@@ -15,7 +15,12 @@ import huggingface_hub
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from ivgcli.errors import ModelError
 from ivgcli.models.memory import keep_large_blocks
@@ -47,7 +52,10 @@ class Networks:
     """
 
     def __init__(
-        self, device: str | None = None, dtype: str | None = None, say: Callable[[str], None] = lambda sentence: None
+        self,
+        device: str | None = None,
+        dtype: str | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.device = chosen_device(device)
         if self.device.type == "cpu":
@@ -61,7 +69,9 @@ class Networks:
         reference = resolve(spec.model, self.say)
         plain = Reference(reference.source, reference.revision)
         network = self._get(spec, plain, LANGUAGE_MODEL)
-        return network, None if reference.adapter is None else self._adapter(network, reference.adapter)
+        return network, None if reference.adapter is None else self._adapter(
+            network, reference.adapter
+        )
 
     def value_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
         """Return the network of a sequence classifier read at every prefix (D = number of labels)."""
@@ -83,9 +93,13 @@ class Networks:
         reference = resolve(spec.model, self.say)
         if reference.adapter is not None:
             raise ModelError(spec.model, "an adapter, where a whole reward model is needed", MERGE)
-        model, tokenizer = self._from_pretrained(AutoModelForSequenceClassification, spec, reference, attention=None)
+        model, tokenizer = self._from_pretrained(
+            AutoModelForSequenceClassification, spec, reference, attention=None
+        )
         if model.config.num_labels != 1 and not several:
-            what = f"a classifier with {model.config.num_labels} labels, not a reward model with one"
+            what = (
+                f"a classifier with {model.config.num_labels} labels, not a reward model with one"
+            )
             raise ModelError(spec.model, what, "wrap it in a Python callable: module:function")
         return model, tokenizer
 
@@ -109,11 +123,19 @@ class Networks:
         architectures = self._config(spec, reference).architectures or []
         classifier = any("SequenceClassification" in name for name in architectures)
         if kind == LANGUAGE_MODEL and classifier:
-            raise ModelError(spec.model, f"a value model ({architectures[0]}), not a language model", "use it as guide.explicit")
+            raise ModelError(
+                spec.model,
+                f"a value model ({architectures[0]}), not a language model",
+                "use it as guide.explicit",
+            )
         if kind == VALUE and architectures and not classifier:
             what = f"a language model ({architectures[0]}): it has no value head"
-            raise ModelError(spec.model, what, "train one with ivg train-explicit, or name a reward model")
-        auto = AutoModelForCausalLM if kind == LANGUAGE_MODEL else AutoModelForSequenceClassification
+            raise ModelError(
+                spec.model, what, "train one with ivg train-explicit, or name a reward model"
+            )
+        auto = (
+            AutoModelForCausalLM if kind == LANGUAGE_MODEL else AutoModelForSequenceClassification
+        )
         model, tokenizer = self._from_pretrained(auto, spec, reference)
         if kind == LANGUAGE_MODEL:
             head = model.get_output_embeddings()
@@ -150,7 +172,9 @@ class Networks:
             )
         missing = sorted(report["missing_keys"])
         if missing:
-            what = f"weights are missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+            what = (
+                f"weights are missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}"
+            )
             raise ModelError(spec.model, what, "name a complete checkpoint")
         model = model.eval().requires_grad_(False)
         return (model if spec.quantization else model.to(self.device)), tokenizer
@@ -163,21 +187,27 @@ class Networks:
         with load_errors(folder):
             config = PeftConfig.from_pretrained(folder)
         if config.is_prompt_learning or getattr(config, "modules_to_save", None):
-            what = f"a {config.peft_type.value} adapter with its own modules or virtual tokens cannot share the base's weights"
-            raise ModelError(folder, what, MERGE)
+            kind = f"a {config.peft_type.value} adapter with its own modules or virtual tokens"
+            raise ModelError(folder, f"{kind} cannot share the base's weights", MERGE)
         with load_errors(folder):
             if network.adapters is None:
-                network.adapters = PeftModel.from_pretrained(network.model, folder, adapter_name=name)
+                network.adapters = PeftModel.from_pretrained(
+                    network.model, folder, adapter_name=name
+                )
                 network.adapters.eval()
             elif name not in network.adapters.peft_config:
                 network.adapters.load_adapter(folder, adapter_name=name)
         if network.model.get_output_embeddings() is not network.head:
             # The head is applied on its own, to the positions that matter, and would leave its adapter out.
-            raise ModelError(folder, f"a {config.peft_type.value} adapter over the output head cannot share the base's weights", MERGE)
+            raise ModelError(
+                folder,
+                f"a {config.peft_type.value} adapter over the output head cannot share the base's weights",
+                MERGE,
+            )
         return name
 
     def _merged_value(self, spec: ModelSpec, reference: Reference) -> Network:
-        """Load a value head trained as an adapter, merged into a copy of its base: the head makes it another network."""
+        """Load a value head trained as an adapter, merged into a copy of its base."""
         from peft import PeftModel
 
         key = (reference, VALUE, self._dtype(spec))
@@ -186,7 +216,11 @@ class Networks:
             options = source_options(spec, plain)
             with load_errors(spec.model), quiet_transformers():
                 model = AutoModelForSequenceClassification.from_pretrained(
-                    plain.source, num_labels=1, dtype=self._dtype(spec), attn_implementation=ATTENTION, **options
+                    plain.source,
+                    num_labels=1,
+                    dtype=self._dtype(spec),
+                    attn_implementation=ATTENTION,
+                    **options,
                 )
                 tokenizer = AutoTokenizer.from_pretrained(plain.source, **options)
                 merged = PeftModel.from_pretrained(model, reference.adapter).merge_and_unload()
@@ -211,7 +245,9 @@ def chosen_device(name: str | None) -> torch.device:
     except RuntimeError as problem:
         raise ModelError("engine.device", f'no device "{name}"', "cpu, cuda or cuda:N") from problem
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError("engine.device", f'"{name}", but torch sees no CUDA device', "--device cpu")
+        raise ModelError(
+            "engine.device", f'"{name}", but torch sees no CUDA device', "--device cpu"
+        )
     return device
 
 
@@ -227,7 +263,7 @@ def source_options(spec: ModelSpec, reference: Reference) -> dict[str, Any]:
 
 @functools.cache
 def hub_answers() -> bool:
-    """Return whether the hub can be reached; asked once, where the hub's client asks six times and takes half a minute."""
+    """Return whether the hub can be reached; asked once, where its client would try for half a minute."""
     if huggingface_hub.is_offline_mode():
         return False
     if getproxies():
@@ -260,17 +296,34 @@ def load_errors(model: str) -> Iterator[None]:
     except (OSError, ImportError, ValueError, RuntimeError, SafetensorError) as problem:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
-        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        first = (
+            str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        )
         lowered = str(problem).lower()
         if "gated" in lowered or "401" in lowered or "restricted" in lowered:
-            raise ModelError(model, "the hub wants a login for it", "accept its licence, then set HF_TOKEN") from problem
-        offline = ("connect", "offline", "couldn't", "resolve", "max retries", "timed out", "locate the file", "not a valid model")
+            raise ModelError(
+                model, "the hub wants a login for it", "accept its licence, then set HF_TOKEN"
+            ) from problem
+        offline = (
+            "connect",
+            "offline",
+            "couldn't",
+            "resolve",
+            "max retries",
+            "timed out",
+            "locate the file",
+            "not a valid model",
+        )
         if not Path(model).exists() and any(word in lowered for word in offline):
             hint = "check the name and the network, or download it first and give its folder"
-            raise ModelError(model, "not a local folder, and the hub could not provide it", hint) from problem
+            raise ModelError(
+                model, "not a local folder, and the hub could not provide it", hint
+            ) from problem
         if "mismatched_sizes" in lowered:
             first = "its weights have other shapes than config.json says"
-        raise ModelError(model, f"cannot be loaded ({first})", "check that it is a complete transformers model") from problem
+        raise ModelError(
+            model, f"cannot be loaded ({first})", "check that it is a complete transformers model"
+        ) from problem
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 16
-"""16 rows of a 50k vocabulary are 3 MB: they stay in the cache, and no temporary is ever large enough to be paged in anew."""
+"""16 rows of a 50k vocabulary are 3 MB: they stay in the cache, and no temporary has to be paged in anew."""
 
 
 def blocks(tensor: Tensor) -> Iterator[slice]:
@@ -27,6 +27,7 @@ def log_softmax_(logits: Tensor) -> Tensor:
 def picked(logits: Tensor, tokens: Tensor) -> Tensor:
     """Return log-softmax(logits) (B,) at one token (B,) of each row, leaving the logits as they are."""
     found = [
-        torch.log_softmax(logits[rows], dim=-1).gather(1, tokens[rows, None])[:, 0] for rows in blocks(logits)
+        torch.log_softmax(logits[rows], dim=-1).gather(1, tokens[rows, None])[:, 0]
+        for rows in blocks(logits)
     ]
     return torch.cat(found) if found else logits.new_zeros(0)

@@ -26,7 +26,9 @@ def keep_large_blocks() -> None:
         return
     try:
         library = ctypes.CDLL("libc.so.6")
-        library.mallopt(_MMAP_THRESHOLD, KEPT)
+        # Older versions take no more than 32 MiB.
+        if not library.mallopt(_MMAP_THRESHOLD, KEPT):
+            library.mallopt(_MMAP_THRESHOLD, 1 << 25)
         library.mallopt(_TRIM_THRESHOLD, KEPT)
     except (OSError, AttributeError):
         return

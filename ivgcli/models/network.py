@@ -16,7 +16,7 @@ from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
 PROBE_TOKENS = 6
 PROBE_TOLERANCE = 1e-3
-"""Largest difference (root mean square, relative to the outputs' spread) between a model's own forward and ours in float32."""
+"""Largest root-mean-square difference, relative to the outputs' spread, to a model's own forward in float32."""
 
 HALF_TOLERANCE = 4e-2
 """The same in narrower formats: bfloat16 costs 0.012 on SmolLM2-135M, where attention scaled 20 % wrong costs 0.055."""
@@ -73,7 +73,11 @@ class Network:
     def context(self) -> int:
         """Longest sequence the model takes, prompt and response together; a very large number where it has no limit."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 10**9)
+        return int(
+            getattr(config, "max_position_embeddings", None)
+            or getattr(config, "n_positions", None)
+            or 10**9
+        )
 
     @contextlib.contextmanager
     def variant(self, adapter: str | None) -> Iterator[None]:
@@ -88,7 +92,9 @@ class Network:
                 self.adapters.set_adapter(adapter)
             yield
 
-    def read(self, tokens: Tensor, segments: Sequence[Segment], adapter: str | None = None) -> Tensor:
+    def read(
+        self, tokens: Tensor, segments: Sequence[Segment], adapter: str | None = None
+    ) -> Tensor:
         """Run one packed pass and return the last hidden state (N, H) of every token.
 
         Args:
@@ -96,7 +102,11 @@ class Network:
             segments: where each run of tokens belongs; their caches are written.
             adapter: adapter to switch on, None for the plain model.
         """
-        positions = torch.cat([segment.positions for segment in segments]) if len(segments) > 1 else segments[0].positions
+        positions = (
+            torch.cat([segment.positions for segment in segments])
+            if len(segments) > 1
+            else segments[0].positions
+        )
         self.ledger.passes += 1
         self.ledger.tokens += tokens.shape[0]
         with self.variant(adapter):
@@ -139,7 +149,9 @@ class Network:
             if cache.store is None:
                 raise NotImplementedError("it has an attention of its own")
         except (KeyError, TypeError, AttributeError, NotImplementedError, ValueError) as problem:
-            raise NotDrivable(self.name, f"a model of type {kind} cannot be driven ({problem})", hint) from problem
+            raise NotDrivable(
+                self.name, f"a model of type {kind} cannot be driven ({problem})", hint
+            ) from problem
         finally:
             self.ledger = kept
         spread = theirs.std().clamp_min(1e-6)
@@ -147,17 +159,21 @@ class Network:
         difference = float((ours - theirs).square().mean().sqrt() / spread)
         wide = self.model.get_input_embeddings().weight.dtype in (torch.float32, torch.float64)
         if not difference < (PROBE_TOLERANCE if wide else HALF_TOLERANCE):
-            what = f"a model of type {kind} cannot be driven: outputs through slots differ by {difference:.2g} of their spread"
-            raise NotDrivable(self.name, what, hint)
+            what = f"outputs through slots differ by {difference:.2g} of their spread"
+            raise NotDrivable(self.name, f"a model of type {kind} cannot be driven: {what}", hint)
 
     def _plain(self, tokens: Tensor) -> Tensor:
         """Return the outputs (N, D) of the model's own forward with transformers' own attention."""
         wrapped = self.model
-        wrapped.set_attn_implementation("sdpa" if getattr(wrapped, "_supports_sdpa", True) else "eager")
+        wrapped.set_attn_implementation(
+            "sdpa" if getattr(wrapped, "_supports_sdpa", True) else "eager"
+        )
         try:
             with self.variant(None):
                 if hasattr(wrapped, "score") or self.head is not wrapped.get_output_embeddings():
-                    hidden = wrapped.base_model(input_ids=tokens[None], use_cache=False).last_hidden_state
+                    hidden = wrapped.base_model(
+                        input_ids=tokens[None], use_cache=False
+                    ).last_hidden_state
                     return self.outputs(hidden[0])
                 return wrapped(input_ids=tokens[None], use_cache=False).logits[0].float()
         finally:

@@ -71,7 +71,9 @@ def _packable(layer: nn.Module) -> bool:
     if type(layer) not in (nn.Linear, Conv1D):
         return False
     weight = layer.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
+    return (
+        weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
+    )
 
 
 def _product(layer: Any) -> Callable[[Tensor], Tensor]:

@@ -18,8 +18,8 @@ class PromptFormat:
     """How one model is shown a prompt.
 
     A chat model gets its own chat template, with `system` as its system message; any other model gets the text itself,
-    after `system` if that is given. A `template` is the whole text around the prompt, in place of a chat template; together
-    with `chat: true` it wraps the last user message instead.
+    after `system` if that is given. A `template` is the whole text around the prompt, in place of a chat
+    template; together with `chat: true` it wraps the last user message instead.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -29,14 +29,22 @@ class PromptFormat:
     """
 
     def __init__(
-        self, tokenizer: Any, template: str | None = None, system: str | None = None, chat: bool | None = None
+        self,
+        tokenizer: Any,
+        template: str | None = None,
+        system: str | None = None,
+        chat: bool | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.system = system
         self.chat = bool(tokenizer.chat_template) and template is None if chat is None else chat
         if self.chat and not tokenizer.chat_template:
-            raise RecordError(str(tokenizer.name_or_path), "chat: true, but the tokenizer has no chat template", "chat: false")
+            raise RecordError(
+                str(tokenizer.name_or_path),
+                "chat: true, but the tokenizer has no chat template",
+                "chat: false",
+            )
         self._encoded: dict[str, list[int]] = {}
 
     @property
@@ -44,7 +52,9 @@ class PromptFormat:
         """What makes two formats of one tokenizer read the same thing."""
         return (self.template, self.system, self.chat)
 
-    def render(self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record") -> str:
+    def render(
+        self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record"
+    ) -> str:
         """Return the text that the model reads before its response.
 
         Args:
@@ -57,17 +67,22 @@ class PromptFormat:
         """
         if not self.chat:
             return (self.system or "") + self._wrap(self._single(text, messages, where))
-        turns = [dict(turn) for turn in messages] if messages else [{"role": "user", "content": text}]
+        turns = (
+            [dict(turn) for turn in messages] if messages else [{"role": "user", "content": text}]
+        )
         if self.template is not None:
             asked = [turn for turn in turns if turn["role"] == "user"]
             if asked:
                 asked[-1]["content"] = self._wrap(asked[-1]["content"])
         if self.system is not None:
-            turns = [{"role": "system", "content": self.system}, *(t for t in turns if t["role"] != "system")]
+            turns = [
+                {"role": "system", "content": self.system},
+                *(t for t in turns if t["role"] != "system"),
+            ]
         try:
             return self._apply(turns)
         except TemplateError as problem:
-            # Templates such as Mistral's or Gemma's refuse a system role: the custom is to open the first message with it.
+            # Templates such as Mistral's or Gemma's refuse a system role: it then opens the first message.
             if turns[0]["role"] == "system" and len(turns) > 1:
                 merged = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
                 with contextlib.suppress(TemplateError):
@@ -75,13 +90,15 @@ class PromptFormat:
             what = f"the chat template refuses the conversation ({problem})"
             raise RecordError(where, what, "check its roles and their order") from problem
 
-    def encode(self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record") -> list[int]:
+    def encode(
+        self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record"
+    ) -> list[int]:
         """Return the token ids of `render`, begun the way the model's own tokenizer begins a sequence."""
         rendered = self.render(text, messages, where)
         if rendered not in self._encoded:
             ids = self.tokenizer(rendered, add_special_tokens=not self.chat)["input_ids"]
             if not self.chat and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]                                          # some tokenizers close every text themselves
+                ids = ids[:-1]  # some tokenizers close every text themselves
             self._encoded[rendered] = list(ids)
         return self._encoded[rendered]
 
@@ -97,4 +114,8 @@ class PromptFormat:
             return text
         if messages and len(messages) == 1 and messages[0]["role"] == "user":
             return messages[0]["content"]
-        raise RecordError(where, "a conversation, but the model has no chat template", "give it a prompt, or use a chat model")
+        raise RecordError(
+            where,
+            "a conversation, but the model has no chat template",
+            "give it a prompt, or use a chat model",
+        )

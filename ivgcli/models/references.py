@@ -63,21 +63,35 @@ def resolve(model: str, say: Say = _silent) -> Reference:
             raise ModelError(model, "no such file", "check the path")
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
-                raise ModelError(model, "not a GGUF file, whatever its name says", "download it again")
+                raise ModelError(
+                    model, "not a GGUF file, whatever its name says", "download it again"
+                )
         return Reference(str(unpacked_gguf(path, say)))
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             return _adapter(path)
         if not (path / "config.json").is_file():
-            raise ModelError(model, "the folder holds no model (no config.json)", "name a folder that save_pretrained wrote")
+            raise ModelError(
+                model,
+                "the folder holds no model (no config.json)",
+                "name a folder that save_pretrained wrote",
+            )
         return Reference(str(path.resolve()))
     if path.is_file():
-        raise ModelError(model, "a file, but not a .gguf file", "name a model folder, a .gguf file or a hub id")
+        raise ModelError(
+            model, "a file, but not a .gguf file", "name a model folder, a .gguf file or a hub id"
+        )
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ModelError(model, "no such folder", "check the path; a hub id looks like organisation/name")
+        raise ModelError(
+            model, "no such folder", "check the path; a hub id looks like organisation/name"
+        )
     name, _, revision = model.partition("@")
     if not HUB_ID.fullmatch(name):
-        raise ModelError(model, "neither a folder nor a hub id", "check the path; a hub id looks like organisation/name")
+        raise ModelError(
+            model,
+            "neither a folder nor a hub id",
+            "check the path; a hub id looks like organisation/name",
+        )
     return Reference(name, revision or None)
 
 
@@ -100,9 +114,13 @@ def _package_file(model: str) -> Path:
 def _adapter(path: Path) -> Reference:
     """Return the base model of an adapter folder, with the adapter."""
     try:
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     except (ValueError, KeyError) as problem:
-        raise ModelError(str(path), "adapter_config.json names no base model", "save the adapter again with peft") from problem
+        raise ModelError(
+            str(path), "adapter_config.json names no base model", "save the adapter again with peft"
+        ) from problem
     if not Path(base).is_absolute() and (path / base).is_dir():
         base = str(path / base)
     reference = resolve(base)
@@ -135,7 +153,7 @@ def unpacked_gguf(path: Path, say: Say = _silent) -> Path:
         _unpack(path, work)
         try:
             work.rename(target)
-        except OSError:                                                # another run was faster: its folder is as good
+        except OSError:  # another run was faster: its folder is as good
             if not (target / "config.json").is_file():
                 raise
     finally:
@@ -159,15 +177,21 @@ def _unpack(path: Path, target: Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as problem:
-        raise ModelError(str(path), "reading a GGUF file needs the gguf package", "pip install 'ivgcli[gguf]'") from problem
+        raise ModelError(
+            str(path), "reading a GGUF file needs the gguf package", "pip install 'ivgcli[gguf]'"
+        ) from problem
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, OSError, KeyError, IndexError, struct.error) as problem:
-        raise ModelError(str(path), f"cannot be read as GGUF ({problem})", "try another quantisation of it") from problem
+        raise ModelError(
+            str(path), f"cannot be read as GGUF ({problem})", "try another quantisation of it"
+        ) from problem
     config = loaded.config
     # transformers refuses to save what it calls quantised, though the weights are dense by now.
     if hasattr(config, "quantization_config"):

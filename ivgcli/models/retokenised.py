@@ -13,8 +13,8 @@ from ivgcli.models.streams import Peek, Reading, Stream, read_all, require_room
 class RetokenisedStream:
     """Follows responses as text: prompt and response are encoded together, and the cache keeps their common prefix.
 
-    Adding text can change the last tokens of what was there, so a row is rewound to the longest common prefix of old and
-    new ids, and to one token before it where the log-probability of the first new token is needed.
+    Adding text can change the last tokens of what was there, so a row is rewound to the longest common prefix
+    of old and new ids, and to one token before it where the log-probability of the first new token is needed.
 
     Args:
         stream: the stream that reads; its rows are driven from here alone.
@@ -47,15 +47,21 @@ class RetokenisedStream:
     def encode(self, prompt: str, response: str, ended: bool) -> list[int]:
         """Return the ids of a rendered prompt and a response, with EOS if the response ended by itself."""
         tokenizer = self.stream.network.tokenizer
-        ids = list(tokenizer(prompt + response, add_special_tokens=not self.stream.prompts.chat)["input_ids"])
+        ids = list(
+            tokenizer(prompt + response, add_special_tokens=not self.stream.prompts.chat)[
+                "input_ids"
+            ]
+        )
         eos = tokenizer.eos_token_id
         if ended and eos is not None and (not ids or ids[-1] != eos):
             ids.append(eos)
         elif not ended and len(ids) > 1 and ids[-1] == eos:
-            ids.pop()                                                   # some tokenizers close every text themselves
+            ids.pop()  # some tokenizers close every text themselves
         return ids
 
-    def follow(self, rows: Sequence[int], sequences: Sequence[list[int]], count: bool = False) -> None:
+    def follow(
+        self, rows: Sequence[int], sequences: Sequence[list[int]], count: bool = False
+    ) -> None:
         """Make the rows hold these ids, reading no more than has changed.
 
         Args:
@@ -84,7 +90,9 @@ class RetokenisedStream:
             self._count(reading, shared)
 
     def _count(self, reading: Reading, shared: Sequence[int]) -> None:
-        flat = torch.tensor([token for tokens in reading.tokens for token in tokens], device=reading.before.device)
+        flat = torch.tensor(
+            [token for tokens in reading.tokens for token in tokens], device=reading.before.device
+        )
         logprobs = token_logprobs(self.stream.network, reading.before, flat).tolist()
         end = 0
         for row, tokens, same in zip(reading.rows, reading.tokens, shared, strict=True):
@@ -99,7 +107,9 @@ class RetokenisedStream:
         """
         return sum(self.logprobs[row][max(1, shared_prefix(prompt_ids, self.ids[row])) :])
 
-    def peek(self, rows: Sequence[int], alternatives: Sequence[Sequence[list[int]]]) -> tuple[Peek, list[list[int]]]:
+    def peek(
+        self, rows: Sequence[int], alternatives: Sequence[Sequence[list[int]]]
+    ) -> tuple[Peek, list[list[int]]]:
         """Read several whole sequences per row without keeping them, in one packed pass.
 
         Args:
@@ -107,18 +117,28 @@ class RetokenisedStream:
             alternatives: C sequences per row.
 
         Returns:
-            The hidden states after each row's common prefix, and for each alternative the place of its last token there.
+            The hidden states after each row's common prefix, and for each alternative the place of its last
+            token there.
         """
         starts = []
         for row, choices in zip(rows, alternatives, strict=True):
-            starts.append(min(min(shared_prefix(self.ids[row], ids), len(ids) - 1) for ids in choices))
-        width = max(len(ids) - start for start, choices in zip(starts, alternatives, strict=True) for ids in choices)
+            starts.append(
+                min(min(shared_prefix(self.ids[row], ids), len(ids) - 1) for ids in choices)
+            )
+        width = max(
+            len(ids) - start
+            for start, choices in zip(starts, alternatives, strict=True)
+            for ids in choices
+        )
         tails = [
             [ids[start:] + [ids[-1]] * (width - len(ids) + start) for ids in choices]
             for start, choices in zip(starts, alternatives, strict=True)
         ]
         require_room(self.stream, rows, starts, [width] * len(starts))
-        lasts = [[len(ids) - start - 1 for ids in choices] for start, choices in zip(starts, alternatives, strict=True)]
+        lasts = [
+            [len(ids) - start - 1 for ids in choices]
+            for start, choices in zip(starts, alternatives, strict=True)
+        ]
         return self.stream.peek(rows, torch.tensor(tails), starts), lasts
 
 

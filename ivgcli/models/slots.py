@@ -1,11 +1,12 @@
 """Key/value slots inside unmodified transformers models: the cache and the attention that reads it.
 
-Every row (a growing sequence) owns a slot, a stretch of `capacity` positions per layer. A forward pass is packed: the new
-tokens of all its sequences lie one after another in a batch of one, so that no matrix product ever sees padding, and one
-pass can mix prefills, single decoding steps and whole chunks. Nothing is ever rolled back: a sequence that shrinks is
-simply written again from an earlier position.
+Every row (a growing sequence) owns a slot, a stretch of `capacity` positions per layer. A forward pass is
+packed: the new tokens of all its sequences lie one after another in a batch of one, so that no matrix product
+ever sees padding, and one pass can mix prefills, single decoding steps and whole chunks. Nothing is ever rolled
+back: a sequence that shrinks is simply written again from an earlier position.
 
-The contact with transformers is one registered attention function and one keyword argument that the models hand through.
+The contact with transformers is one registered attention function and one keyword argument that the models hand
+through.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ATTENTION = "ivg_slots"
 """Name under which the attention function is registered with transformers."""
 
 SLACK = 1.25
-"""Attend over a run of neighbouring slots, holes included, while it is at most this much longer than the rows it serves."""
+"""Attend over a run of neighbouring slots, holes included, while it is at most this much longer than its rows."""
 
 SHORT = 32
 """Up to this many new tokens per row, explicit matrix products beat the fused kernel on a CPU."""
@@ -32,8 +33,9 @@ SHORT = 32
 class SlotCache:
     """Keys and values of one stream, for every layer, slot and position.
 
-    Storage is one tensor of shape (layers, 2, slots, heads, capacity, width); it is allocated when the first keys arrive,
-    because only they know the head count and width, and grows by doubling when a longer sequence comes.
+    Storage is one tensor of shape (layers, 2, slots, heads, capacity, width); it is allocated when the first
+    keys arrive, because only they know the head count and width, and grows by doubling when a longer sequence
+    comes.
     """
 
     def __init__(self, layers: int, slots: int, capacity: int = 0) -> None:
@@ -46,7 +48,9 @@ class SlotCache:
         """Make room for sequences of `capacity` tokens, keeping what is stored."""
         if capacity <= self.capacity:
             return
-        grown = capacity if self.store is None else max(capacity, self.capacity + self.capacity // 2)
+        grown = (
+            capacity if self.store is None else max(capacity, self.capacity + self.capacity // 2)
+        )
         if self.store is not None:
             old = self.store
             shape = (*old.shape[:4], grown, old.shape[5])
@@ -55,7 +59,7 @@ class SlotCache:
         self.capacity = grown
 
     def allocate(self, key: Tensor) -> None:
-        """Allocate storage for keys shaped like `key` (1, heads, N, width). Zeros, so that masked positions stay finite."""
+        """Allocate storage for keys (1, heads, N, width): zeros, so that masked positions stay finite."""
         _, heads, _, width = key.shape
         self.store = _zeros((self.layers, 2, self.slots, heads, self.capacity, width), key)
 
@@ -91,9 +95,9 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class Segment:
     """The new tokens of some rows of one cache, at one place of a packed pass.
 
-    Row i appends `counts[i]` tokens after its `starts[i]` cached ones. With `tails`, nothing is appended: each row holds
-    `tails[i]` short continuations of equal width instead, which see the row's cached tokens and their own past but not
-    each other; their keys stay in `self.peeked` until one of them is committed.
+    Row i appends `counts[i]` tokens after its `starts[i]` cached ones. With `tails`, nothing is appended: each
+    row holds `tails[i]` short continuations of equal width instead, which see the row's cached tokens and their
+    own past but not each other; their keys stay in `self.peeked` until one of them is committed.
     """
 
     def __init__(
@@ -114,7 +118,9 @@ class Segment:
         self.tokens = int(self.counts.sum())
         self.peeked: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[int, Tensor] = {}
-        within = np.arange(self.tokens) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        within = np.arange(self.tokens) - np.repeat(
+            np.cumsum(self.counts) - self.counts, self.counts
+        )
         if tail_width:
             within = within % tail_width
         positions = np.repeat(self.starts, self.counts) + within
@@ -124,7 +130,9 @@ class Segment:
         self.width = int(self.counts.max())
         self.uniform = bool((self.counts == self.width).all())
         self._pad_row = np.repeat(np.arange(len(self.rows)), self.counts)
-        self._pad_column = np.arange(self.tokens) - np.repeat(np.cumsum(self.counts) - self.counts, self.counts)
+        self._pad_column = np.arange(self.tokens) - np.repeat(
+            np.cumsum(self.counts) - self.counts, self.counts
+        )
         self._place()
 
     def _place(self) -> None:
@@ -136,7 +144,15 @@ class Segment:
         self.scatter = None if exact else torch.from_numpy(self.rows - low).to(self.device)
         self.gather = torch.from_numpy(self.rows).to(self.device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
         """Return the attention output (N, heads, width) of this segment's tokens in `layer`.
 
         Args:
@@ -161,7 +177,9 @@ class Segment:
             return self._attend_prefill(query, key, value, scaling, window)
         return self._attend_cached(store, query, scaling, window)
 
-    def _attend_prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend_prefill(
+        self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
         """Causal attention of whole sequences, one fused call each: nothing is padded and nothing is read back."""
         outputs = []
         end = 0
@@ -185,9 +203,11 @@ class Segment:
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
     def _slots(self, store: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values (S, kv heads, horizon, width) of this segment's slots, as a view where they are neighbours."""
+        """Return keys and values (S, kv heads, horizon, width) of the slots, as a view where they are neighbours."""
         if self.dense:
-            return store[0][self.low : self.high, :, : self.horizon], store[1][self.low : self.high, :, : self.horizon]
+            return store[0][self.low : self.high, :, : self.horizon], store[1][
+                self.low : self.high, :, : self.horizon
+            ]
         return (
             store[0][:, :, : self.horizon].index_select(0, self.gather),
             store[1][:, :, : self.horizon].index_select(0, self.gather),
@@ -205,25 +225,29 @@ class Segment:
         """Undo `_spread`."""
         return tensor if not self.dense or self.scatter is None else tensor[self.scatter]
 
-    def _attend_cached(self, store: Tensor, query: Tensor, scaling: float, window: int | None) -> Tensor:
+    def _attend_cached(
+        self, store: Tensor, query: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
         """Attention of new tokens over their row's slot, the just written keys included."""
         heads, _, width = query.shape
         keys, values = self._slots(store)
         kv_heads = keys.shape[1]
         group = heads // kv_heads
         rows = len(self.rows)
-        padded = query.transpose(0, 1)                                               # (N, heads, width)
+        padded = query.transpose(0, 1)  # (N, heads, width)
         if not self.uniform:
             full = padded.new_zeros((rows, self.width, heads, width))
             full[self._pad_row, self._pad_column] = padded
             padded = full
-        padded = self._spread(padded.reshape(rows, self.width, heads, width))        # (S, n, heads, width)
+        padded = self._spread(
+            padded.reshape(rows, self.width, heads, width)
+        )  # (S, n, heads, width)
         spread = padded.shape[0]
-        mask = self._mask(window, query.dtype)                                       # (S, 1, 1, n, T)
+        mask = self._mask(window, query.dtype)  # (S, 1, 1, n, T)
         if self.width <= SHORT and query.device.type == "cpu":
             folded = padded.view(spread, self.width, kv_heads, group, width).permute(0, 2, 3, 1, 4)
             folded = folded.reshape(spread, kv_heads, group * self.width, width) * scaling
-            scores = torch.matmul(folded, keys.transpose(2, 3))                      # (S, kv, g·n, T)
+            scores = torch.matmul(folded, keys.transpose(2, 3))  # (S, kv, g·n, T)
             scores = scores.view(spread, kv_heads, group, self.width, -1) + mask
             weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(values.dtype)
             out = torch.matmul(weights.view(spread, kv_heads, group * self.width, -1), values)
@@ -249,7 +273,7 @@ class Segment:
             return cached
         column = torch.arange(self.horizon, device=self.device)
         starts = torch.from_numpy(self.starts).to(self.device)
-        position = starts[:, None] + torch.arange(self.width, device=self.device)    # (B, n)
+        position = starts[:, None] + torch.arange(self.width, device=self.device)  # (B, n)
         allowed = column <= position[:, :, None]
         if window is not None:
             allowed &= column > position[:, :, None] - window
@@ -263,7 +287,13 @@ class Segment:
         return self._masks[window or 0]
 
     def _attend_tails(
-        self, store: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+        self,
+        store: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
     ) -> Tensor:
         """Attention of short alternatives: each sees the cached prefix and its own earlier tokens, nothing else."""
         heads, _, width = query.shape
@@ -274,7 +304,7 @@ class Segment:
 
         def fold(tensor: Tensor, parts: int) -> Tensor:
             tensor = tensor.transpose(0, 1).reshape(rows, count, kv_heads, parts, width)
-            return tensor.permute(0, 2, 3, 1, 4)                                     # (B, kv, parts, n, width)
+            return tensor.permute(0, 2, 3, 1, 4)  # (B, kv, parts, n, width)
 
         queries = fold(query, group) * scaling
         own_keys, own_values = fold(key, 1), fold(value, 1)
@@ -291,11 +321,13 @@ class Segment:
         tails = count // tail
         own_queries = queries.reshape(rows, kv_heads, group, tails, tail, width)
         own_keys = own_keys.reshape(rows, kv_heads, 1, tails, tail, width)
-        own = torch.matmul(own_queries, own_keys.transpose(-1, -2))                  # (B, kv, g, tails, tail, tail)
+        own = torch.matmul(own_queries, own_keys.transpose(-1, -2))  # (B, kv, g, tails, tail, tail)
         apart = torch.ones(tail, tail, dtype=torch.bool, device=self.device)
         unseen = apart.triu(1) if window is None else apart.triu(1) | apart.tril(-window)
         own = own.masked_fill(unseen, -torch.inf).reshape(rows, kv_heads, group, count, tail)
-        weights = torch.softmax(torch.cat([past, own], dim=-1), dim=-1, dtype=torch.float32).to(value.dtype)
+        weights = torch.softmax(torch.cat([past, own], dim=-1), dim=-1, dtype=torch.float32).to(
+            value.dtype
+        )
         old, new = weights[..., : self.horizon], weights[..., self.horizon :]
         out = torch.matmul(self._spread(old.reshape(rows, kv_heads, group * count, -1)), values)
         out = self._collect(out).view(rows, kv_heads, group, count, width)
@@ -305,7 +337,7 @@ class Segment:
         return out.permute(0, 3, 1, 2, 4).reshape(rows * count, heads, width)
 
     def commit(self, picks: Sequence[int]) -> None:
-        """Write the keys of tail `picks[i]` of row i into its slot; tails of width 1 only, and -1 leaves a row as it is."""
+        """Write the keys of tail `picks[i]` of row i into its slot (-1: none); tails of width 1 only."""
         chosen = np.flatnonzero(np.asarray(picks) >= 0)
         if not len(chosen) or self.cache.store is None:
             return
@@ -355,7 +387,9 @@ def slot_attention(  # noqa: D417 - the signature is transformers'
             segment.cache.allocate(key)
         part = slice(begin, end)
         outputs.append(
-            segment.attend(layer, query[0][:, part], key[0][:, part], value[0][:, part], scale, sliding_window)
+            segment.attend(
+                layer, query[0][:, part], key[0][:, part], value[0][:, part], scale, sliding_window
+            )
         )
     joined = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return joined[None], None

@@ -21,14 +21,16 @@ PASS_TOKENS = 4096
 class Stream:
     """One network's reading of all rows under one prompt format (and one adapter).
 
-    A row's sequence lives in the slot of the same number. `last` holds each row's hidden state after the last token read,
-    so the outputs there can be had at any time without reading anything twice; `first` holds the one after the prompt, so
-    that another sample of the prompt starts without reading it again. A language model also keeps, for each row, the
-    log-probability of the response under it (`totals`) and of how many tokens that is the sum (`counted`): a token that
-    is drawn from the model's own logits is counted before it is read.
+    A row's sequence lives in the slot of the same number. `last` holds each row's hidden state after the last
+    token read, so the outputs there can be had at any time without reading anything twice; `first` holds the
+    one after the prompt, so that another sample of the prompt starts without reading it again. A language model
+    also keeps, for each row, the log-probability of the response under it (`totals`) and of how many tokens
+    that is the sum (`counted`): a token that is drawn from the model's own logits is counted before it is read.
     """
 
-    def __init__(self, network: Network, prompts: PromptFormat, rows: int, adapter: str | None = None) -> None:
+    def __init__(
+        self, network: Network, prompts: PromptFormat, rows: int, adapter: str | None = None
+    ) -> None:
         self.network = network
         self.prompts = prompts
         self.adapter = adapter
@@ -59,7 +61,10 @@ class Stream:
 
     def unread(self, rows: Sequence[int], responses: Sequence[Sequence[int]]) -> Reading:
         """Return the reading of whatever these rows have not read of their responses (token ids)."""
-        wanted = [(row, list(ids[self.responses_read(row) :])) for row, ids in zip(rows, responses, strict=True)]
+        wanted = [
+            (row, list(ids[self.responses_read(row) :]))
+            for row, ids in zip(rows, responses, strict=True)
+        ]
         wanted = [(row, ids) for row, ids in wanted if ids]
         return Reading(self, [row for row, _ in wanted], [ids for _, ids in wanted])
 
@@ -100,7 +105,7 @@ class Stream:
         """Make the rows `targets` equal to the rows `sources` of the same prompt; no target is a source."""
         if not targets:
             return
-        # A row whose retokenised text reached back into its prompt no longer shares the prompt's positions with its siblings.
+        # A row whose retokenised text reached back into its prompt shares less of it with its siblings.
         aligned = all(self.intact[row] for row in (*targets, *sources))
         start = min(self.origins[source] for source in sources) if aligned else 0
         self.cache.copy(targets, sources, start, max(self.lengths[source] for source in sources))
@@ -150,7 +155,14 @@ class Stream:
         count, width = tails.shape[1], tails.shape[2]
         starts = [self.lengths[row] for row in rows] if starts is None else list(starts)
         self.cache.reserve(max(starts) + 1)
-        segment = Segment(self.cache, rows, starts, [count * width] * len(rows), self.network.device, tail_width=width)
+        segment = Segment(
+            self.cache,
+            rows,
+            starts,
+            [count * width] * len(rows),
+            self.network.device,
+            tail_width=width,
+        )
         flat = tails.reshape(-1).to(self.network.device)
         hidden = self.network.read(flat, [segment], self.adapter)
         self.network.ledger.peeked += int(flat.shape[0])
@@ -170,7 +182,11 @@ class Peek:
     def commit(self, picks: Sequence[int]) -> None:
         """Keep alternative `picks[i]` of row i as its next token (-1: none); alternatives of one token only."""
         self.segment.commit(picks)
-        chosen = [(i, row, pick) for i, (row, pick) in enumerate(zip(self.rows, picks, strict=True)) if pick >= 0]
+        chosen = [
+            (i, row, pick)
+            for i, (row, pick) in enumerate(zip(self.rows, picks, strict=True))
+            if pick >= 0
+        ]
         if not chosen:
             return
         index, rows, picked = (list(part) for part in zip(*chosen, strict=True))
@@ -209,7 +225,9 @@ def read_all(readings: Sequence[Reading]) -> None:
     groups: dict[tuple[int, str | None], list[Reading]] = {}
     for reading in readings:
         if reading.rows:
-            groups.setdefault((id(reading.stream.network), reading.stream.adapter), []).append(reading)
+            groups.setdefault((id(reading.stream.network), reading.stream.adapter), []).append(
+                reading
+            )
     for members in groups.values():
         if sum(reading.length for reading in members) <= PASS_TOKENS:
             _read_pass(members)
@@ -242,10 +260,14 @@ def _read_pass(batch: Sequence[Reading]) -> None:
         counts = [len(tokens) for tokens in reading.tokens]
         starts = [0 if reading.prompt else stream.lengths[row] for row in reading.rows]
         require_room(stream, reading.rows, starts, counts)
-        stream.cache.reserve(max(start + count for start, count in zip(starts, counts, strict=True)))
+        stream.cache.reserve(
+            max(start + count for start, count in zip(starts, counts, strict=True))
+        )
         segments.append(Segment(stream.cache, reading.rows, starts, counts, network.device))
         flat.extend(token for tokens in reading.tokens for token in tokens)
-    hidden = network.read(torch.tensor(flat, device=network.device), segments, batch[0].stream.adapter)
+    hidden = network.read(
+        torch.tensor(flat, device=network.device), segments, batch[0].stream.adapter
+    )
     end = 0
     for reading, segment in zip(batch, segments, strict=True):
         begin, end = end, end + segment.tokens
@@ -255,13 +277,19 @@ def _read_pass(batch: Sequence[Reading]) -> None:
             _count(reading)
 
 
-def require_room(stream: Stream, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+def require_room(
+    stream: Stream, rows: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+) -> None:
     """Refuse rows that outgrow the network's context, where position embeddings would run out."""
     limit = stream.network.context
-    long = [row for row, start, count in zip(rows, starts, counts, strict=True) if start + count > limit]
+    long = [
+        row for row, start, count in zip(rows, starts, counts, strict=True) if start + count > limit
+    ]
     if long:
         what = f"prompt and response are longer than its context of {limit:,} tokens"
-        raise RowFailure(stream.network.name, what, "shorten the prompt or lower --max-new-tokens", long)
+        raise RowFailure(
+            stream.network.name, what, "shorten the prompt or lower --max-new-tokens", long
+        )
 
 
 def _advance(reading: Reading, segment: Segment) -> None:
@@ -299,5 +327,7 @@ def _count(reading: Reading) -> None:
     flat = [token for tokens in reading.tokens for token in tokens]
     device = reading.before.device
     targets = torch.tensor([flat[place] for place in places], device=device)
-    logprobs = token_logprobs(stream.network, reading.before[torch.tensor(places, device=device)], targets)
+    logprobs = token_logprobs(
+        stream.network, reading.before[torch.tensor(places, device=device)], targets
+    )
     stream.totals.index_add_(0, torch.tensor(owners), logprobs.to(stream.totals))

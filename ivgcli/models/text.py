@@ -16,8 +16,8 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 def response_text(tokenizer: Any, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
     """Return the text of a response as it continues its prompt; special tokens are left out.
 
-    Decoding the response alone would drop the leading space that SentencePiece hides in its first token, so it is decoded
-    behind the end of its prompt and the prompt's text is cut off.
+    Decoding the response alone would drop the leading space that SentencePiece hides in its first token, so it
+    is decoded behind the end of its prompt and the prompt's text is cut off.
     """
     if not response_ids:
         return ""
@@ -51,11 +51,13 @@ class StopStrings:
         self.stops = tuple(stops)
         # Special tokens are left out of a response's text, so a stop that is one is known by its id.
         self.special = {
-            tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in tokenizer.all_special_tokens
+            tokenizer.convert_tokens_to_ids(stop)
+            for stop in stops
+            if stop in tokenizer.all_special_tokens
         }
         self.window = 4 * max((len(stop.encode()) for stop in stops), default=0)
         lasts = {stop[-1] for stop in stops}
-        # A token that is not valid text by itself (part of a character) may complete anything. Two of a kind are decoded,
+        # A token that is no valid text by itself (half a character) may complete anything. Two of a kind are decoded,
         # because the space in front of the first one may be hidden.
         self.closing = frozenset(
             token

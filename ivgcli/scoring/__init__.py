@@ -11,6 +11,8 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]
+    ) -> list[float]:
         """Return the reward of each response to its prompt; `finished` says whether it ended by itself."""
         ...

@@ -24,7 +24,9 @@ class CallableScorer:
         self.name = name
         self.function = _find(name)
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]) -> list[float]:
+    def score(
+        self, prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool]
+    ) -> list[float]:
         """Return one finite number per response.
 
         Raises:
@@ -34,9 +36,15 @@ class CallableScorer:
         try:
             values = [float(value) for value in values]
         except (TypeError, ValueError) as problem:
-            raise ModelError(self.name, f"returned something that is no list of numbers ({problem})") from problem
+            raise ModelError(
+                self.name, f"returned something that is no list of numbers ({problem})"
+            ) from problem
         if len(values) != len(responses):
-            raise ModelError(self.name, f"returned {len(values)} values for {len(responses)} responses", "return one for each")
+            raise ModelError(
+                self.name,
+                f"returned {len(values)} values for {len(responses)} responses",
+                "return one for each",
+            )
         return [value if math.isfinite(value) else math.nan for value in values]
 
 
@@ -51,8 +59,12 @@ def _find(name: str) -> Callable[[list[str], list[str]], Sequence[float]]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as problem:
         if problem.name and module_name.split(".")[0] != problem.name.split(".")[0]:
-            raise ModelError(name, f"needs the package {problem.name}", f"pip install {problem.name}") from problem
-        raise ModelError(name, f"no module {module_name}", "check the name; the working directory is searched") from problem
+            raise ModelError(
+                name, f"needs the package {problem.name}", f"pip install {problem.name}"
+            ) from problem
+        raise ModelError(
+            name, f"no module {module_name}", "check the name; the working directory is searched"
+        ) from problem
     function = getattr(module, function_name, None)
     if not callable(function):
         raise ModelError(name, f"the module has no function {function_name}", "check the name")

@@ -34,7 +34,12 @@ class RewardModel:
     """
 
     def __init__(
-        self, name: str, model: nn.Module, tokenizer: Any, prompts: PromptFormat, label: int | None = None
+        self,
+        name: str,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: PromptFormat,
+        label: int | None = None,
     ) -> None:
         self.name = name
         self.label = label
@@ -53,7 +58,10 @@ class RewardModel:
 
     @torch.inference_mode()
     def score(
-        self, prompts: Sequence[str | Conversation], responses: Sequence[str], finished: Sequence[bool]
+        self,
+        prompts: Sequence[str | Conversation],
+        responses: Sequence[str],
+        finished: Sequence[bool],
     ) -> list[float]:
         """Return the reward of each response.
 
@@ -83,7 +91,11 @@ class RewardModel:
         return rewards
 
     def _rendered(self, prompt: str | Conversation) -> str:
-        return self.prompts.render(prompt, None) if isinstance(prompt, str) else self.prompts.render(None, prompt)
+        return (
+            self.prompts.render(prompt, None)
+            if isinstance(prompt, str)
+            else self.prompts.render(None, prompt)
+        )
 
     def _read_out(self, batch: Any) -> list[float]:
         logits = self._logits(batch).float()

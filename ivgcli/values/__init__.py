@@ -1,8 +1,8 @@
 """What a prefix is worth: value functions that follow the rows of a run.
 
 A value keeps its own view of every row (an implicit value two streams, an explicit one its scorer's stream, a value on
-text nothing but the text) and catches up with what the rows have become whenever it is asked. Rows are copied, shortened
-or dropped by the engine; a value never decides anything.
+text nothing but the text) and catches up with what the rows have become whenever it is asked. Rows are copied,
+shortened or dropped by the engine; a value never decides anything.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Value(Protocol):
 
     name: str
     needs_candidates: bool
-    """Whether next-token values are only to be had for a few candidates (a scalar head), not for the whole vocabulary."""
+    """Whether next-token values are to be had for a few candidates only (a scalar head)."""
 
     def streams(self) -> list[Stream]:
         """Return every stream that has to have read the prompt before anything else is asked."""
@@ -63,7 +63,9 @@ class Value(Protocol):
         """Begin a row whose prompt the streams have read."""
         ...
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return V(prefix + token) of rows whose tokens have been read, up to a constant per row.
 
         Args:
@@ -102,5 +104,10 @@ def require_finite(name: str, rows: Sequence[int], values: Tensor) -> Tensor:
     finite = torch.isfinite(values)
     if not bool(finite.all()):
         bad = [row for row, fine in zip(rows, finite.tolist(), strict=True) if not fine]
-        raise RowFailure(name, "gave a number that is not finite", "check it; a network may need a wider --dtype", bad)
+        raise RowFailure(
+            name,
+            "gave a number that is not finite",
+            "check it; a network may need a wider --dtype",
+            bad,
+        )
     return values

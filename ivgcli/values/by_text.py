@@ -31,11 +31,17 @@ class Reader:
 
     def text(self, state: Row) -> str:
         """Return the response's text."""
-        return state.text if state.text is not None else response_text(self.tokenizer, state.prompt_ids, state.tokens)
+        return (
+            state.text
+            if state.text is not None
+            else response_text(self.tokenizer, state.prompt_ids, state.tokens)
+        )
 
     def continued(self, state: Row, token: int) -> tuple[str, bool]:
         """Return the response's text with one more token, and whether that token ends it."""
-        return response_text(self.tokenizer, state.prompt_ids, [*state.tokens, token]), token in self.eos_ids
+        return response_text(
+            self.tokenizer, state.prompt_ids, [*state.tokens, token]
+        ), token in self.eos_ids
 
 
 class ScorerValue:
@@ -65,7 +71,9 @@ class ScorerValue:
     def start(self, row: int, state: Row) -> None:
         """Nothing to do."""
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return the score of each text with one more token (B, C)."""
         self._states = states
         texts, ended, prompts = [], [], []
@@ -76,7 +84,9 @@ class ScorerValue:
                 ended.append(ends)
                 prompts.append(state.prompt.plain)
         values = self.scorer.score(prompts, texts, ended)
-        return torch.tensor(values, dtype=torch.float32, device=self.reader.device).view(candidates.shape)
+        return torch.tensor(values, dtype=torch.float32, device=self.reader.device).view(
+            candidates.shape
+        )
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return the score of the texts so far (B,)."""
@@ -122,7 +132,9 @@ class RetokenisedScalarValue:
         """Begin with the prompt in the scorer's own tokens."""
         self.text.start(row, _prompt_ids(self.stream, state))
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return the value of each text with one more token (B, C), in one packed pass."""
         self._follow(rows, states)
         alternatives = []
@@ -160,7 +172,7 @@ class RetokenisedScalarValue:
 
 
 class RetokenisedImplicitValue:
-    """log π_tuned − log π_ref of the response as text, for a pair with tokenizers of its own; chunks and best-of-N only."""
+    """log π_tuned − log π_ref of the response as text, for a pair with tokenizers of its own."""
 
     needs_candidates = False
 
@@ -182,7 +194,9 @@ class RetokenisedImplicitValue:
         for text in self.pair:
             text.start(row, _prompt_ids(text.stream, state))
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Not available: token guidance needs one vocabulary, which is checked before a run starts."""
         raise AssertionError("token guidance by an implicit value needs the base's vocabulary")
 
@@ -199,9 +213,14 @@ class RetokenisedImplicitValue:
         for text in self.pair:
             text.follow(rows, _sequences(text, self.reader, states), count=True)
             sums = [
-                text.total(row, _prompt_ids(text.stream, state)) for row, state in zip(rows, states, strict=True)
+                text.total(row, _prompt_ids(text.stream, state))
+                for row, state in zip(rows, states, strict=True)
             ]
-            totals.append(require_finite(text.stream.network.name, rows, torch.tensor(sums, dtype=torch.float64)))
+            totals.append(
+                require_finite(
+                    text.stream.network.name, rows, torch.tensor(sums, dtype=torch.float64)
+                )
+            )
         return totals[0] - totals[1]
 
     def copy(self, targets: Sequence[int], sources: Sequence[int]) -> None:
@@ -225,5 +244,6 @@ def _prompt_ids(stream: Stream, state: Row) -> list[int]:
 
 def _sequences(text: RetokenisedStream, reader: Reader, states: Sequence[Row]) -> list[list[int]]:
     return [
-        text.encode(_rendered(text.stream, state), reader.text(state), state.finish == "eos") for state in states
+        text.encode(_rendered(text.stream, state), reader.text(state), state.finish == "eos")
+        for state in states
     ]

@@ -39,7 +39,9 @@ class ScalarValue:
     def start(self, row: int, state: Row) -> None:
         """Nothing to do: the stream knows the prompt."""
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return V(prefix + candidate) (B, C)."""
         if candidates is None:
             raise AssertionError("a scalar head values candidates, not the whole vocabulary")
@@ -102,7 +104,9 @@ class TokenQValue:
         self._value[row] = 0.0
         self._valued[row] = 0
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return Q(h)[token]: (B, V), or (B, C) for candidates."""
         self._latest = self.stream.outputs(rows)
         return self._latest.clone() if candidates is None else self._latest.gather(1, candidates)
@@ -113,14 +117,19 @@ class TokenQValue:
 
     def drawn(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Remember the drawn tokens' values."""
-        picked = self._latest.gather(1, torch.as_tensor(tokens, device=self._latest.device)[:, None])[:, 0]
+        picked = self._latest.gather(
+            1, torch.as_tensor(tokens, device=self._latest.device)[:, None]
+        )[:, 0]
         self._latest = None
         self._remember(rows, picked, [self.stream.responses_read(row) + 1 for row in rows])
 
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
         """Return Q of each row's last token, given everything before it."""
-        behind = [(row, state.tokens) for row, state in zip(rows, states, strict=True)
-                  if self._valued[row] < len(state.tokens)]
+        behind = [
+            (row, state.tokens)
+            for row, state in zip(rows, states, strict=True)
+            if self._valued[row] < len(state.tokens)
+        ]
         reading = self.stream.unread([row for row, _ in behind], [tokens for _, tokens in behind])
         if reading.rows:
             read_all([reading])

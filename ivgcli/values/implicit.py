@@ -50,7 +50,9 @@ class ImplicitValue:
     def start(self, row: int, state: Row) -> None:
         """Nothing to do: the streams keep the sums."""
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return log π_tuned − log π_ref of the next token: (B, V), or (B, C) for candidates."""
         tuned = _logprobs(self.tuned, rows)
         reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
@@ -59,7 +61,11 @@ class ImplicitValue:
             return tuned.gather(1, candidates) - reference.gather(1, candidates)
         width = min(tuned.shape[1], reference.shape[1])
         # One buffer for all steps: memory for so wide a result would be paged in anew each time.
-        if self._buffer is None or self._buffer.shape[1] != width or self._buffer.shape[0] < len(rows):
+        if (
+            self._buffer is None
+            or self._buffer.shape[1] != width
+            or self._buffer.shape[0] < len(rows)
+        ):
             self._buffer = tuned.new_empty((max(len(rows), self.tuned.slots), width))
         return torch.sub(tuned[:, :width], reference[:, :width], out=self._buffer[: len(rows)])
 
@@ -75,12 +81,17 @@ class ImplicitValue:
         self._latest = None
 
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
-        """Return the log-ratio of each response so far; tokens not counted yet are read in one packed pass per network."""
+        """Return the log-ratio of each response so far; what is not counted is read in one pass per network."""
         readings = []
         for stream in dict.fromkeys(self.streams()):
-            behind = [(row, state.tokens) for row, state in zip(rows, states, strict=True)
-                      if stream.counted[row] < len(state.tokens)]
-            readings.append(stream.unread([row for row, _ in behind], [tokens for _, tokens in behind]))
+            behind = [
+                (row, state.tokens)
+                for row, state in zip(rows, states, strict=True)
+                if stream.counted[row] < len(state.tokens)
+            ]
+            readings.append(
+                stream.unread([row for row, _ in behind], [tokens for _, tokens in behind])
+            )
         read_all(readings)
         index = list(rows)
         for stream in self.streams():

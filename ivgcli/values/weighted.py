@@ -36,9 +36,13 @@ class WeightedSum:
         for value, _ in self.parts:
             value.start(row, state)
 
-    def next_values(self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None) -> Tensor:
+    def next_values(
+        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+    ) -> Tensor:
         """Return the weighted sum of the parts' next-token values, cut to the narrowest vocabulary."""
-        parts = [(weight, value.next_values(rows, states, candidates)) for value, weight in self.parts]
+        parts = [
+            (weight, value.next_values(rows, states, candidates)) for value, weight in self.parts
+        ]
         width = min(values.shape[1] for _, values in parts)
         return sum(weight * values[:, :width] for weight, values in parts)
 

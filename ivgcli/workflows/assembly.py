@@ -15,7 +15,12 @@ from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.scoring.callables import CallableScorer
 from ivgcli.scoring.pointwise import RewardModel
 from ivgcli.values import Value
-from ivgcli.values.by_text import Reader, RetokenisedImplicitValue, RetokenisedScalarValue, ScorerValue
+from ivgcli.values.by_text import (
+    Reader,
+    RetokenisedImplicitValue,
+    RetokenisedScalarValue,
+    ScorerValue,
+)
 from ivgcli.values.explicit import ScalarValue, TokenQValue
 from ivgcli.values.implicit import ImplicitValue
 from ivgcli.values.weighted import WeightedSum
@@ -61,7 +66,9 @@ class Assembly:
             guide: the guide; it has at least one implicit value.
             for_tokens: whether it guides tokens, for which its vocabulary has to be the base's.
         """
-        return weighted([(self._implicit(spec, for_tokens), spec.weight) for spec in guide.implicit])
+        return weighted(
+            [(self._implicit(spec, for_tokens), spec.weight) for spec in guide.implicit]
+        )
 
     def explicit(self, specs: Sequence[ExplicitSpec], for_tokens: bool) -> Value:
         """Return the sum of explicit values, or rewards read as such; arguments as for `implicit`."""
@@ -101,14 +108,22 @@ class Assembly:
         head = spec.head
         if head == "auto" and 1 < network.width < len(network.tokenizer):
             what = f"a classifier with {network.width} labels, neither one value nor one for each token"
-            raise ModelError(name, what, "name a reward model with one label, or a Python callable: module:function")
+            raise ModelError(
+                name,
+                what,
+                "name a reward model with one label, or a Python callable: module:function",
+            )
         if head == "auto":
             head = "scalar" if network.width == 1 else "token-q"
         if head == "scalar" and network.width != 1:
-            raise ModelError(name, f"a head with {network.width} outputs, not a scalar one", "head: token-q")
+            raise ModelError(
+                name, f"a head with {network.width} outputs, not a scalar one", "head: token-q"
+            )
         if head == "token-q" and network.width < len(network.tokenizer):
             what = f"a head with {network.width} outputs for {len(network.tokenizer)} tokens"
-            raise ModelError(name, what, "head: scalar, or name a checkpoint with one output per token")
+            raise ModelError(
+                name, what, "head: scalar, or name a checkpoint with one output per token"
+            )
         # Explicit values never share a stream: each commits its own candidates.
         stream = Stream(network, prompt_format(network, spec.model), 1)
         if head == "token-q":
@@ -141,13 +156,23 @@ class Assembly:
             return True
         where = f"{base.name} and {guide.name}"
         if self.vocabulary == "ids":
-            self.notes.append(f"warning: {where}: {match.sentence()}; ids are taken as they are, as published code does")
+            self.notes.append(
+                f"warning: {where}: {match.sentence()}; ids are taken as they are, as published code does"
+            )
             return True
         if self.vocabulary == "same":
-            raise ModelError(where, f"vocabulary: same, but {match.sentence()}", "use a guide of the base's family")
+            raise ModelError(
+                where,
+                f"vocabulary: same, but {match.sentence()}",
+                "use a guide of the base's family",
+            )
         if needed:
-            raise ModelError(where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES)
-        self.notes.append(f"{guide.name} has another vocabulary than {base.name}: it reads responses as text")
+            raise ModelError(
+                where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES
+            )
+        self.notes.append(
+            f"{guide.name} has another vocabulary than {base.name}: it reads responses as text"
+        )
         return False
 
     def _stream(self, network: Network, prompts: PromptFormat, adapter: str | None) -> Stream:
@@ -161,7 +186,7 @@ def prompt_format(network: Network, spec: ModelSpec) -> PromptFormat:
 
 
 def prompted_format(network: Network, spec: ModelSpec, text: str | None) -> PromptFormat:
-    """Return the format of one side of a prompt pair: a template if it holds `{prompt}`, else a system prompt or prefix."""
+    """Return the format of one side of a prompt pair: a template if it holds `{prompt}`, else a system prompt."""
     if text is None:
         return prompt_format(network, spec)
     chat = bool(network.tokenizer.chat_template) if spec.chat is None else spec.chat

@@ -33,8 +33,8 @@ def best_of_n(
     """Draw N responses for every wanted one, value each when it ends, and write the best.
 
     The draws are those of a chunk search with W = 1, K = N and whole responses as chunks, so both give the same result;
-    here the N need not decode at once. Equal values: the first drawn wins. If some of the N fail, the others compete; if
-    all fail, so does the record.
+    here the N need not decode at once. Equal values: the first drawn wins. If some of the N fail, the others
+    compete; if all fail, so does the record.
     """
     assembly = assemble(recipe, progress)
     mode = Mode(f"bon-{recipe.by}", chunk=ChunkRanking(ranking_value(recipe, assembly)))
@@ -76,10 +76,16 @@ def best_of_n(
     def completes(outcome: Outcome) -> int:
         return 0 if (outcome.request.prompt.id, outcome.request.sample) in gathered else 1
 
-    summary = decode_all(recipe, assembly, mode, requests, record, None, progress, completes, recipe.best_of)
+    summary = decode_all(
+        recipe, assembly, mode, requests, record, None, progress, completes, recipe.best_of
+    )
     drawn = f"{summary.tokens:,} tokens drawn for {len(requests):,} candidates"
     return replace(
-        summary, records=len(wanted), failures=failures, tokens=kept[0], notes=(*summary.notes, drawn)
+        summary,
+        records=len(wanted),
+        failures=failures,
+        tokens=kept[0],
+        notes=(*summary.notes, drawn),
     )
 
 

@@ -23,7 +23,9 @@ def affordable_rows(streams: Sequence[Stream], length: int, need: int) -> int:
         need: rows of one search.
     """
     device = streams[0].network.device
-    bytes_per_row = sum(_bytes_per_token(stream) * length + 24 * stream.network.width for stream in streams)
+    bytes_per_row = sum(
+        _bytes_per_token(stream) * length + 24 * stream.network.width for stream in streams
+    )
     fitting = int(SHARE * free_memory(device) // max(bytes_per_row, 1))
     most = MOST.get(device.type, MOST["cpu"])
     return max(need, min(fitting, max(most, need)) // need * need)

@@ -17,8 +17,8 @@ from ivgcli.decoding.beams import Candidate
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Outcome, Request, Search
 from ivgcli.errors import RecipeError, RecordError
-from ivgcli.models.streams import Stream
 from ivgcli.models.memory import peak_memory
+from ivgcli.models.streams import Stream
 from ivgcli.models.text import response_text
 from ivgcli.recipes import MODES, GenerateRecipe, SamplingSpec, run_id
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
@@ -59,7 +59,7 @@ class Summary:
     notes: tuple[str, ...] = ()
     device: str = ""
     networks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """What each network did: forward passes, tokens read, and which of them were prompts, read again or only peeked at."""
+    """What each network did: passes, tokens read, and which of them were prompts, read again or peeked at."""
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -123,7 +123,12 @@ def build_mode(recipe: GenerateRecipe, assembly: Assembly) -> Mode:
     if for_chunks is not None:
         spec = recipe.chunk
         chunk = ChunkRanking(
-            values[for_chunks], spec.beam_width, spec.successors, spec.chunk_length, spec.score, spec.compat
+            values[for_chunks],
+            spec.beam_width,
+            spec.successors,
+            spec.chunk_length,
+            spec.score,
+            spec.compat,
         )
     return Mode(recipe.mode, token, chunk)
 
@@ -175,7 +180,9 @@ def decode_all(
         if progress is not None:
             drawn, share = engine.under_way()
             rate = (tokens + drawn) / max(time.monotonic() - began, 1e-9)
-            progress.advance(count, f"{rate:,.0f} tokens/s", (ended + share) / requests_each - completed)
+            progress.advance(
+                count, f"{rate:,.0f} tokens/s", (ended + share) / requests_each - completed
+            )
 
     for outcome in engine.run(requests):
         record(outcome)
@@ -205,7 +212,11 @@ def decode_all(
 
 def device_name(device: torch.device) -> str:
     """Return what a result should say about where it was made."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads"
+    )
 
 
 def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> int:
@@ -213,11 +224,14 @@ def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> in
     need = engine.ranking.rows
     if wanted is not None:
         if wanted < need:
-            what = f"W·K = {engine.ranking.beam_width}·{engine.ranking.successors} = {need} sequences, but rows is {wanted}"
-            raise RecipeError("chunk", f"one search decodes {what}", f"--rows {need} or a smaller beam")
+            beam = f"W·K = {engine.ranking.beam_width}·{engine.ranking.successors} = {need}"
+            what = f"one search decodes {beam} sequences, but rows is {wanted}"
+            raise RecipeError("chunk", what, f"--rows {need} or a smaller beam")
         return wanted
     prompts = {id(request.prompt): request.prompt for request in requests}.values()
-    longest = max((_length(stream, prompt) for stream in engine.streams for prompt in prompts), default=0)
+    longest = max(
+        (_length(stream, prompt) for stream in engine.streams for prompt in prompts), default=0
+    )
     rows = affordable_rows(engine.streams, longest + engine.limits.max_new_tokens, need)
     return min(rows, max(1, len(requests)) * need)
 
@@ -246,7 +260,13 @@ def sampling_limits(spec: SamplingSpec) -> Limits:
 def shared_fields(recipe: Any, mode: str) -> dict[str, Any]:
     """Return the fields that all responses of a run have in common."""
     guide = None if recipe.guide is None else recipe.guide.name
-    return {"mode": mode, "base": recipe.base.model, "guide": guide, "seed": recipe.seed, "run": run_id(recipe)}
+    return {
+        "mode": mode,
+        "base": recipe.base.model,
+        "guide": guide,
+        "seed": recipe.seed,
+        "run": run_id(recipe),
+    }
 
 
 def response_fields(outcome: Outcome, fields: dict[str, Any]) -> dict[str, Any]:
@@ -284,7 +304,9 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
     if trace is None:
         return None
 
-    def write(search: Search, candidates: Sequence[Candidate], parents: Sequence[int], over: bool) -> None:
+    def write(
+        search: Search, candidates: Sequence[Candidate], parents: Sequence[int], over: bool
+    ) -> None:
         tokenizer = assembly.base.network.tokenizer
         rows = [search.hypotheses[slot] for slot in search.beam]
         trace.write(
@@ -298,10 +320,14 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
                         "candidate": candidate.number,
                         "value": rounded(candidate.value),
                         "score": rounded(candidate.score),
-                        "rank": parents.index(candidate.number) if candidate.number in parents else None,
+                        "rank": parents.index(candidate.number)
+                        if candidate.number in parents
+                        else None,
                         "finish": hypothesis.row.finish,
                         "tokens": len(hypothesis.row.tokens),
-                        "text": response_text(tokenizer, hypothesis.row.prompt_ids, hypothesis.row.tokens),
+                        "text": response_text(
+                            tokenizer, hypothesis.row.prompt_ids, hypothesis.row.tokens
+                        ),
                     }
                     for candidate, hypothesis in zip(candidates, rows, strict=True)
                 ],
@@ -309,4 +335,3 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
         )
 
     return write
-

@@ -1,6 +1,6 @@
 """Print the table of the demo: mean sentiment per mode, its price in speed and in divergence.
 
-    python recipes/critics/show.py runs/demo/*.jsonl
+python recipes/critics/show.py runs/demo/*.jsonl
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def test_a_terminal_without_prompts_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     streams = decoding.Streams(None, None, "-", "ivg", None, None, False, False)
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(Exception, match="there are no prompts to read → name a file with --in"):
-        decoding._prompts(streams)
+        decoding.prompts_of(streams)
 
 
 def test_a_bug_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch) -> None:
