@@ -177,6 +177,7 @@ class Engine:
             # From here on the request is under way, and begins again should memory run out below.
             self.searches.append(search)
             started.append(search)
+            self._reserve(search)
             if source is None and holder is not None:
                 for stream in self.streams:
                     stream.restart(search.slots, holder)
@@ -211,6 +212,13 @@ class Engine:
             room = min(room, left)
         ids = self.base.prompts.encode(prompt.text, prompt.messages, prompt.id)
         return Search(request, ids, room, [])
+
+    def _reserve(self, search: Search) -> None:
+        """Make every cache as long as this search may need: growing it step by step would copy it again and again."""
+        prompt = search.request.prompt
+        for stream in self.streams:
+            length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
+            stream.cache.reserve(min(length + search.max_new_tokens, stream.network.context))
 
     def _prefill(self, searches: Sequence[Search]) -> None:
         readings = []

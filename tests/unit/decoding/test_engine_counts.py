@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from ivgcli.decoding.engine import Engine
+from ivgcli.models import slots
 from tests.models import PROMPTS, Run, decode, folder, pair, recipe, tokenizer
 
 GUIDE = {"implicit": pair("llama-tuned", "llama-reference"), "explicit": folder("scalar")}
@@ -210,3 +211,20 @@ def test_one_vocabulary_needs_the_tokenizer_for_prompts_and_finished_texts_only(
     assert calls["decode"] <= 3 * len(run.outcomes), (
         "a finished response is decoded behind its prompt's end, once"
     )
+
+
+def test_caches_are_made_once_and_as_long_as_the_run_needs(monkeypatch):
+    """A cache that grew with its rows would be copied again and again."""
+    made = []
+    honest = slots._zeros
+
+    def counting(shape, like):
+        made.append(shape)
+        return honest(shape, like)
+
+    monkeypatch.setattr(slots, "_zeros", counting)
+    rows = 4 * len(PROMPTS)
+    decode(recipe("llama", "ivg", guide=GUIDE, sampling=LONG), rows=rows)
+    longest_prompt = max(len(tokenizer("bytes")(prompt)["input_ids"]) for prompt in PROMPTS)
+    # The probe at loading makes caches too, of three slots.
+    assert [shape[4] for shape in made if shape[2] == rows] == [longest_prompt + 16] * 4
