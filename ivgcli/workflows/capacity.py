@@ -10,7 +10,7 @@ from ivgcli.models.streams import Stream
 SHARE = 0.6
 """Share of the free memory that rows may take; the rest is for activations and for others."""
 
-MOST = {"cpu": 64, "cuda": 256}
+MOST = {"cpu": 128, "cuda": 256}
 """More rows than this only lengthen the wait for the first response."""
 
 
