@@ -103,6 +103,14 @@ class Networks:
             raise ModelError(spec.model, what, "wrap it in a Python callable: module:function")
         return model, tokenizer
 
+    def tokenizer(self, spec: ModelSpec) -> Any:
+        """Return a model's tokenizer without loading its weights."""
+        reference = resolve(spec.model, self.say)
+        with load_errors(spec.model), quiet_transformers():
+            return AutoTokenizer.from_pretrained(
+                reference.source, **source_options(spec, reference)
+            )
+
     def all(self) -> list[Network]:
         """Return every network loaded so far."""
         return list(self._loaded.values())

@@ -10,7 +10,7 @@ from ivgcli.models.loading import Networks
 from ivgcli.models.network import Network, NotDrivable
 from ivgcli.models.prompts import PLACEHOLDER, PromptFormat
 from ivgcli.models.streams import Stream
-from ivgcli.models.vocabulary import compare
+from ivgcli.models.vocabulary import VocabularyMatch, compare
 from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.scoring.callables import CallableScorer
 from ivgcli.scoring.pointwise import RewardModel
@@ -37,6 +37,7 @@ class Assembly:
         dtype: dtype name for models that name none, or None.
         vocabulary: `auto`, `same` or `ids`, as in a recipe.
         say: told when loading takes long.
+        token_guides: models that are to guide tokens, whose vocabulary is looked at before any weights are loaded.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class Assembly:
         dtype: str | None = None,
         vocabulary: str = "auto",
         say: Callable[[str], None] = lambda sentence: None,
+        token_guides: Sequence[ModelSpec] = (),
     ) -> None:
         self.networks = Networks(device, dtype, say)
         self.vocabulary = vocabulary
         self.notes: list[str] = []
         self._streams: dict[tuple, Stream] = {}
+        self._look_ahead(spec, token_guides)
         network, adapter = self.networks.language_model(spec)
         self.base = self._stream(network, prompt_format(network, spec), adapter)
         self.base.counting = True
@@ -142,6 +145,32 @@ class Assembly:
         for guide in guides:
             self.width = min(self.width, int(guide.model.get_input_embeddings().weight.shape[0]))
 
+    def _look_ahead(self, base: ModelSpec, guides: Sequence[ModelSpec]) -> None:
+        """Refuse a token guide of another vocabulary before minutes go into loading weights.
+
+        A model that cannot be had is left to the loading itself, which knows what to say about it.
+        """
+        guides = [guide for guide in guides if guide.model != base.model]
+        if self.vocabulary == "ids" or not guides:
+            return
+        try:
+            ours = self.networks.tokenizer(base)
+            found = [(guide, self.networks.tokenizer(guide)) for guide in guides]
+        except ModelError:
+            return
+        for guide, tokenizer in found:
+            match = compare(ours, tokenizer)
+            if not match.same:
+                raise self._mismatch(f"{base.model} and {guide.model}", match)
+
+    def _mismatch(self, where: str, match: VocabularyMatch) -> ModelError:
+        if self.vocabulary == "same":
+            what = f"vocabulary: same, but {match.sentence()}"
+            return ModelError(where, what, "use a guide of the base's family")
+        return ModelError(
+            where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES
+        )
+
     def _same_vocabulary(self, guide: Network, needed: bool) -> bool:
         """Return whether `guide` reads the base's ids as the base means them.
 
@@ -160,16 +189,8 @@ class Assembly:
                 f"warning: {where}: {match.sentence()}; ids are taken as they are, as published code does"
             )
             return True
-        if self.vocabulary == "same":
-            raise ModelError(
-                where,
-                f"vocabulary: same, but {match.sentence()}",
-                "use a guide of the base's family",
-            )
-        if needed:
-            raise ModelError(
-                where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES
-            )
+        if needed or self.vocabulary == "same":
+            raise self._mismatch(where, match)
         self.notes.append(
             f"{guide.name} has another vocabulary than {base.name}: it reads responses as text"
         )

@@ -20,7 +20,7 @@ from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.memory import peak_memory
 from ivgcli.models.streams import Stream
 from ivgcli.models.text import response_text
-from ivgcli.recipes import MODES, GenerateRecipe, SamplingSpec, run_id
+from ivgcli.recipes import MODES, GenerateRecipe, ModelSpec, SamplingSpec, run_id
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Prompted, Value
 from ivgcli.workflows.assembly import Assembly
@@ -101,7 +101,17 @@ def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
     """Load the base of a recipe; what takes long is told."""
     where = recipe.engine
     say = progress.say if progress is not None else lambda sentence: None
-    return Assembly(recipe.base, where.device, where.dtype, recipe.vocabulary, say)
+    guides = token_guides(recipe)
+    return Assembly(recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides)
+
+
+def token_guides(recipe: Any) -> list[ModelSpec]:
+    """Return the models that a recipe lets guide tokens by an implicit value."""
+    for_tokens, _ = MODES.get(getattr(recipe, "mode", ""), (None, None))
+    if for_tokens != "implicit":
+        return []
+    models = ((pair.tuned, pair.reference, pair.model) for pair in recipe.guide.implicit)
+    return [model for models_of_pair in models for model in models_of_pair if model is not None]
 
 
 def build_mode(recipe: GenerateRecipe, assembly: Assembly) -> Mode:
