@@ -76,13 +76,6 @@ class SlotCache:
         if self.store is not None:
             self.store[:, :, row] = 0
 
-    def bytes_per_token(self) -> int:
-        """Return the bytes that one position of one slot takes, 0 before the first pass."""
-        if self.store is None:
-            return 0
-        per_layer = 2 * self.store.shape[3] * self.store.shape[5]
-        return self.layers * per_layer * self.store.element_size()
-
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Return zeros; on a CPU their pages come into being when they are first touched, not before."""
