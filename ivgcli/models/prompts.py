@@ -45,6 +45,7 @@ class PromptFormat:
                 "chat: true, but the tokenizer has no chat template",
                 "chat: false",
             )
+        self._rendered: dict[tuple[str | None, str], str] = {}
         self._encoded: dict[str, list[int]] = {}
 
     @property
@@ -55,7 +56,7 @@ class PromptFormat:
     def render(
         self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str = "record"
     ) -> str:
-        """Return the text that the model reads before its response.
+        """Return the text that the model reads before its response; each prompt is rendered once.
 
         Args:
             text: the prompt, if the record has one.
@@ -65,6 +66,15 @@ class PromptFormat:
         Raises:
             RecordError: a conversation for a model without a chat template, or one that its template refuses.
         """
+        key = (text, repr(messages))
+        if key not in self._rendered:
+            self._rendered[key] = self._render(text, messages, where)
+        return self._rendered[key]
+
+    def _render(
+        self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str
+    ) -> str:
+        """Apply template, system prompt and chat template to one prompt."""
         if not self.chat:
             return (self.system or "") + self._wrap(self._single(text, messages, where))
         turns = (

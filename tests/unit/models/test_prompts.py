@@ -165,3 +165,22 @@ def test_base_and_guides_read_a_prompt_each_in_its_own_format():
     assert {stream.responses_read(0) for stream in (tuned, reference)} == {
         len(run.tokens()["p0", 0]) - 1
     }
+
+
+def test_a_prompt_is_rendered_and_encoded_once_however_often_it_is_asked_for(monkeypatch):
+    """Values by text ask for it at every chunk, and a chat template takes longer than its tokens."""
+    form = PromptFormat(tokenizer("chat"))
+    calls = []
+    honest = form.tokenizer.apply_chat_template
+
+    def counting(*given, **named):
+        calls.append(given)
+        return honest(*given, **named)
+
+    monkeypatch.setattr(form.tokenizer, "apply_chat_template", counting)
+    first = form.encode("a film", None)
+    assert [form.encode("a film", None) for _ in range(3)] == [first] * 3
+    assert len(calls) == 1
+    assert form.encode(None, ({"role": "user", "content": "a film"},)) == first
+    assert form.encode("another", None) != first
+    assert len(calls) == 3, "another prompt is another rendering"
