@@ -63,10 +63,12 @@ class Networks:
         self.dtype = dtype or "auto"
         self.say = say
         self._loaded: dict[tuple, Network] = {}
+        self._references: dict[str, Reference] = {}
+        self._tokenizers: dict[tuple[str, str | None], Any] = {}
 
     def language_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
         """Return the network of a language model, and the name of its adapter if it is one over a shared base."""
-        reference = resolve(spec.model, self.say)
+        reference = self._resolve(spec.model)
         plain = Reference(reference.source, reference.revision)
         network = self._get(spec, plain, LANGUAGE_MODEL)
         return network, None if reference.adapter is None else self._adapter(
@@ -75,7 +77,7 @@ class Networks:
 
     def value_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
         """Return the network of a sequence classifier read at every prefix (D = number of labels)."""
-        reference = resolve(spec.model, self.say)
+        reference = self._resolve(spec.model)
         if reference.adapter is not None:
             return self._merged_value(spec, reference), None
         return self._get(spec, reference, VALUE), None
@@ -90,7 +92,7 @@ class Networks:
         Raises:
             ModelError: it has more labels than it may have, or is an adapter.
         """
-        reference = resolve(spec.model, self.say)
+        reference = self._resolve(spec.model)
         if reference.adapter is not None:
             raise ModelError(spec.model, "an adapter, where a whole reward model is needed", MERGE)
         model, tokenizer = self._from_pretrained(
@@ -104,12 +106,21 @@ class Networks:
         return model, tokenizer
 
     def tokenizer(self, spec: ModelSpec) -> Any:
-        """Return a model's tokenizer without loading its weights."""
-        reference = resolve(spec.model, self.say)
-        with load_errors(spec.model), quiet_transformers():
-            return AutoTokenizer.from_pretrained(
-                reference.source, **source_options(spec, reference)
-            )
+        """Return a model's tokenizer, loaded once and without the weights."""
+        reference = self._resolve(spec.model)
+        key = (reference.source, reference.revision)
+        if key not in self._tokenizers:
+            with load_errors(spec.model), quiet_transformers():
+                self._tokenizers[key] = AutoTokenizer.from_pretrained(
+                    reference.source, **source_options(spec, reference)
+                )
+        return self._tokenizers[key]
+
+    def _resolve(self, model: str) -> Reference:
+        """Return what a reference means; asked once, because a GGUF file is known by its content."""
+        if model not in self._references:
+            self._references[model] = resolve(model, self.say)
+        return self._references[model]
 
     def all(self) -> list[Network]:
         """Return every network loaded so far."""
@@ -167,8 +178,8 @@ class Networks:
         self, auto: Any, spec: ModelSpec, reference: Reference, attention: str | None = ATTENTION
     ) -> tuple[Any, Any]:
         options = source_options(spec, reference)
+        tokenizer = self.tokenizer(spec)
         with load_errors(spec.model), quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(reference.source, **options)
             model, report = auto.from_pretrained(
                 reference.source,
                 dtype=self._dtype(spec),
@@ -230,10 +241,9 @@ class Networks:
                     attn_implementation=ATTENTION,
                     **options,
                 )
-                tokenizer = AutoTokenizer.from_pretrained(plain.source, **options)
                 merged = PeftModel.from_pretrained(model, reference.adapter).merge_and_unload()
             merged = merged.eval().requires_grad_(False).to(self.device)
-            network = Network(spec.model, merged, tokenizer, merged.score, 1)
+            network = Network(spec.model, merged, self.tokenizer(spec), merged.score, 1)
             network.require_drivable()
             PackedWeights(merged).attach()
             self._loaded[key] = network

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from transformers import AutoTokenizer
 
 from ivgcli.errors import ModelError
+from ivgcli.models import loading
 from ivgcli.models.loading import Networks
-from ivgcli.workflows.generate import assemble
+from ivgcli.workflows.generate import assemble, build_mode
 from tests.models import folder, pair, recipe
 
 
@@ -28,3 +30,27 @@ def test_a_guide_that_ranks_chunks_may_have_another_vocabulary() -> None:
     assert assemble(recipe("llama", "cbs-i", guide=guide), None).base.network.name == folder(
         "llama"
     )
+
+
+def test_a_tokenizer_is_loaded_and_a_reference_resolved_once_for_all_its_roles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The vocabularies are compared before the weights are loaded, with the same tokenizers."""
+    read, resolved = [], []
+    honest_read, honest_resolve = AutoTokenizer.from_pretrained, loading.resolve
+
+    def reading(source: str, **options: object) -> object:
+        read.append(source)
+        return honest_read(source, **options)
+
+    def resolving(model: str, say: object) -> object:
+        resolved.append(model)
+        return honest_resolve(model, say)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", reading)
+    monkeypatch.setattr(loading, "resolve", resolving)
+    plan = recipe("llama", "eft-i", guide={"implicit": pair("llama-tuned", "llama-reference")})
+    build_mode(plan, assemble(plan, None))
+    expected = sorted(folder(name) for name in ("llama", "llama-tuned", "llama-reference"))
+    assert sorted(resolved) == expected
+    assert len(read) == 3
