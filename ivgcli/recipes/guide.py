@@ -10,7 +10,15 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    field_validator,
+    model_validator,
+)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -116,6 +124,31 @@ class ImplicitSpec(Section):
         return self
 
 
+def _importable(name: str) -> str:
+    """Return a callable's name if it can be one."""
+    if not CALLABLE.fullmatch(name):
+        raise ValueError(f'expected module:function, got "{name}"')
+    return name
+
+
+CallableName = Annotated[str, AfterValidator(_importable)]
+"""`module:function`."""
+
+
+def named(raw: Any) -> Any:
+    """Read a bare string as a callable if it looks like one, else as a model."""
+    if isinstance(raw, str):
+        return {"callable" if CALLABLE.fullmatch(raw) else "model": raw}
+    return raw
+
+
+def require_one(model: ModelSpec | None, callable: str | None) -> None:
+    """Refuse both or neither of a network and a callable."""
+    if (model is None) == (callable is None):
+        found = "neither is given" if model is None else "both are given"
+        raise ValueError(f"needs a model or a callable, and {found} → give one of them")
+
+
 class ExplicitSpec(Section):
     """An explicit value or reward: a network with a head, or a Python callable on text.
 
@@ -128,33 +161,17 @@ class ExplicitSpec(Section):
     """One value for each prefix, or one for each next token; auto: as the network's outputs say."""
     by_text: bool = False
     """Whether the network reads the response as text even where it shares the base's tokenizer."""
-    callable: str | None = None
+    callable: CallableName | None = None
     """`module:function`, called with a list of prompts and a list of responses."""
     weight: FiniteFloat = 1.0
     """Factor of this value in the guide's sum; negative steers away."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def accept_name(cls, raw: Any) -> Any:
-        """Read a bare string as a callable or a model."""
-        if isinstance(raw, str):
-            return {"callable" if CALLABLE.fullmatch(raw) else "model": raw}
-        return raw
-
-    @field_validator("callable")
-    @classmethod
-    def check_callable(cls, name: str | None) -> str | None:
-        """Refuse a name that cannot be imported."""
-        if name is not None and not CALLABLE.fullmatch(name):
-            raise ValueError(f'expected module:function, got "{name}"')
-        return name
+    _accept_name = model_validator(mode="before")(named)
 
     @model_validator(mode="after")
     def check_one(self) -> ExplicitSpec:
         """Refuse both or neither of a network and a callable."""
-        if (self.model is None) == (self.callable is None):
-            found = "neither is given" if self.model is None else "both are given"
-            raise ValueError(f"needs a model or a callable, and {found} → give one of them")
+        require_one(self.model, self.callable)
         if self.callable is not None and (self.by_text or self.head != "auto"):
             raise ValueError("head and by_text belong to a model → leave them out beside callable")
         return self

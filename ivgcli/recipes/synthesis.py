@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
-from ivgcli.recipes.guide import CALLABLE, ModelSpec, Section
+from ivgcli.recipes.guide import CallableName, ModelSpec, Section, named, require_one
 from ivgcli.recipes.schema import GenerateRecipe, SamplingSpec
 
 Labelling = Literal["bradley-terry", "argmax"]
@@ -24,31 +24,15 @@ class RewardSpec(Section):
     """A reward model with one output, or a classifier with several labels."""
     label: int | str | None = None
     """The label, by name or number from 0, whose log-odds against all others are the reward."""
-    callable: str | None = None
+    callable: CallableName | None = None
     """`module:function`, called with a list of prompts and a list of responses."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def accept_name(cls, raw: Any) -> Any:
-        """Read a bare string as a callable or a model."""
-        if isinstance(raw, str):
-            return {"callable" if CALLABLE.fullmatch(raw) else "model": raw}
-        return raw
-
-    @field_validator("callable")
-    @classmethod
-    def check_callable(cls, name: str | None) -> str | None:
-        """Refuse a name that cannot be imported."""
-        if name is not None and not CALLABLE.fullmatch(name):
-            raise ValueError(f'expected module:function, got "{name}"')
-        return name
+    _accept_name = model_validator(mode="before")(named)
 
     @model_validator(mode="after")
     def check_one(self) -> RewardSpec:
         """Refuse both or neither of a network and a callable."""
-        if (self.model is None) == (self.callable is None):
-            found = "neither is given" if self.model is None else "both are given"
-            raise ValueError(f"needs a model or a callable, and {found} → give one of them")
+        require_one(self.model, self.callable)
         if self.callable is not None and self.label is not None:
             raise ValueError("label belongs to a classifier → leave it out beside callable")
         return self
