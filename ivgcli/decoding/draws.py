@@ -6,7 +6,8 @@ is the same on every device, so a response depends on nothing else: not on its n
 input, a resume or the number of workers. Two models that share the noise also agree wherever their
 distributions nearly do.
 
-Reference: Maddison, Tarlow and Minka (2014), A* sampling; engine of record keys after Daliri, Musco and Suresh (2024).
+Reference: Maddison, Tarlow and Minka (2014), A* sampling, for Gumbel-max; Daliri, Musco and Suresh (2024) for models that
+share their noise.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def stream_key(seed: int, record: str, sample: int, candidate: int) -> int:
         candidate: canonical number among the candidates of one ranking: rank·K + k in a beam search, the
             sample's number in best-of-N, 0 otherwise.
     """
-    # A list's JSON-like form cannot be confused: "1","23" and "12","3" differ.
+    # The id's length goes in too, so that no id can be written to look like other fields.
     text = f"{seed}\x1f{len(record)}\x1f{record}\x1f{sample}\x1f{candidate}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
