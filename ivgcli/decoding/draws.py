@@ -6,8 +6,8 @@ is the same on every device, so a response depends on nothing else: not on its n
 input, a resume or the number of workers. Two models that share the noise also agree wherever their
 distributions nearly do.
 
-Reference: Maddison, Tarlow and Minka (2014), A* sampling, for Gumbel-max; Daliri, Musco and Suresh (2024) for models that
-share their noise.
+Reference: Maddison, Tarlow and Minka (2014), A* sampling, for Gumbel-max; Daliri, Musco and Suresh (2024) for
+models that share their noise.
 """
 
 from __future__ import annotations
