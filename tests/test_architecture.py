@@ -16,11 +16,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "__init__"},
     {"console", "records", "recipes"},
-    {"models"},
+    {"models", "objectives", "statistics", "figures"},
     {"scoring"},
     {"values"},
     {"decoding"},
     {"workflows"},
+    {"training"},
     {"cli"},
     {"__main__"},
 ]
@@ -33,9 +34,11 @@ DOORS = {
     "pydantic": {"recipes"},
     "pydantic_core": {"recipes"},
     "json": {"records", "models"},  # models read the configuration files that lie beside weights
-    "datasets": {"records"},
-    "transformers": {"models", "scoring"},
-    "peft": {"models"},
+    "datasets": {"records", "training"},
+    "transformers": {"models", "scoring", "training"},
+    "trl": {"training"},
+    "peft": {"models", "training"},
+    "matplotlib": {"figures"},
     "gguf": {"models"},
 }
 

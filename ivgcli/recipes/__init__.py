@@ -17,6 +17,19 @@ from ivgcli.recipes.schema import (
     TokenSpec,
 )
 from ivgcli.recipes.synthesis import RewardSpec, SynthesizeRecipe
+from ivgcli.recipes.training import (
+    InitSpec,
+    LoraSpec,
+    OptimiserSpec,
+    PreferenceSpec,
+    RewardModelSpec,
+    RolloutSpec,
+    SftSpec,
+    TrainExplicitRecipe,
+    TrainImplicitRecipe,
+    Training,
+    ValueSpec,
+)
 
 __all__ = [
     "MODES",
@@ -27,11 +40,22 @@ __all__ = [
     "GenerateRecipe",
     "Guide",
     "ImplicitSpec",
+    "InitSpec",
+    "LoraSpec",
     "ModelSpec",
+    "OptimiserSpec",
+    "PreferenceSpec",
+    "RewardModelSpec",
     "RewardSpec",
+    "RolloutSpec",
     "SamplingSpec",
+    "SftSpec",
     "SynthesizeRecipe",
     "TokenSpec",
+    "TrainExplicitRecipe",
+    "TrainImplicitRecipe",
+    "Training",
+    "ValueSpec",
     "load",
     "run_id",
     "shipped_dir",

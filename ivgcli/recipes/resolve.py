@@ -18,8 +18,9 @@ from ivgcli.recipes.guide import CALLABLE
 from ivgcli.recipes.schema import Decoding
 from ivgcli.recipes.sentences import describe, show
 from ivgcli.recipes.syntax import KeyPath
+from ivgcli.recipes.training import Training
 
-Recipe = TypeVar("Recipe", bound=Decoding)
+Recipe = TypeVar("Recipe", bound=Decoding | Training)
 
 SECRET = re.compile(r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,})")
 """A Hugging Face token or an API key."""
@@ -41,7 +42,7 @@ def load(
     the file's; the keys of overrides and flags reach into whichever guide is in force.
 
     Args:
-        kind: `GenerateRecipe` or `BonRecipe`.
+        kind: the recipe of a command, such as `GenerateRecipe`.
         path: YAML file; None starts from the defaults.
         sets: `KEY=VALUE` each, the key dotted (`guide.explicit.0.weight`), the value YAML.
         flags: dotted key to value; None means that the flag is not given.
@@ -143,14 +144,14 @@ class _Draft:
         except ValidationError as error:
             details = error.errors(include_url=False)
             problems = [self._problem(kind, each) for each in details]
-            shortfall = kind.shortfall(self.raw)
+            shortfall = kind.shortfall(self.raw) if kind.checked_key else None
             if shortfall and all(each["loc"] for each in details):
                 problems.append(self._sentence((kind.checked_key,), shortfall))
             raise RecipeError.gather(self.source, problems) from None
 
     def _problem(self, kind: type[Recipe], detail: ErrorDetails) -> RecipeError:
         """Return one of pydantic's errors as a sentence of ours."""
-        location: KeyPath = detail["loc"] or (kind.checked_key,)
+        location: KeyPath = detail["loc"] or (kind.checked_key or "recipe",)
         if detail["type"] == "value_error":
             return self._sentence(location, str(detail["ctx"]["error"]))
         what, hint = describe(kind, detail)
@@ -255,15 +256,16 @@ def to_yaml(recipe: BaseModel) -> str:
 
 
 def run_id(recipe: BaseModel) -> str:
-    """Return eight hex digits that name everything a response depends on.
+    """Return eight hex digits that name everything a result depends on.
 
     `engine.device` and `engine.rows` are left out: they say where and how wide to decode, so a run
-    may be resumed on another machine.
+    may be resumed on another machine. So is what a recipe itself calls incidental.
     """
     plain = _plain(recipe)
-    engine = {key: value for key, value in plain["engine"].items() if key not in ("device", "rows")}
-    canonical = syntax.dump({**plain, "engine": engine})
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    incidental = ("engine.device", "engine.rows", *getattr(recipe, "incidental", ()))
+    for section, _, key in (dotted.partition(".") for dotted in incidental):
+        plain[section] = {name: value for name, value in plain[section].items() if name != key}
+    return hashlib.sha256(syntax.dump(plain).encode()).hexdigest()[:8]
 
 
 def _plain(section: BaseModel) -> dict[str, Any]:

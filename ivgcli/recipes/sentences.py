@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 MISSING = {
     "base": "name the model to steer with --base MODEL",
+    "init": "name the model to start from with --init MODEL",
     "reward": "name one with --reward MODEL or --reward module:function",
 }
 """What to do about a key that a recipe cannot do without."""
