@@ -67,6 +67,8 @@ class Progress:
         quiet: show nothing but warnings.
         stream: where to show it.
         clock: seconds, from any start.
+        things: what is counted, where it is not responses.
+        title: what goes on, where a command does several things in turn.
     """
 
     def __init__(
@@ -77,8 +79,12 @@ class Progress:
         quiet: bool = False,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        things: str = "responses",
+        title: str = "",
     ) -> None:
         self.total = total
+        self._things = things
+        self._title = title
         self.done = done
         self._quiet = quiet
         self._stream = stream or sys.stderr
@@ -129,7 +135,8 @@ class Progress:
     def _line(self) -> str:
         """Return the heartbeat."""
         fresh = self._work - self._done_before
-        parts = [f"{self.done}/{self.total} responses"]
+        title = f"{self._title}: " if self._title else ""
+        parts = [f"{title}{self.done}/{self.total} {self._things}"]
         if fresh > 0:
             rate = fresh / max(self._clock() - self._began, 1e-9)
             left = (self.total - self._work) / rate
@@ -139,9 +146,9 @@ class Progress:
     def __enter__(self) -> Progress:
         """Start showing."""
         if not self._quiet and self._stream.isatty():
-            self._bar = _bar(self._stream)
+            self._bar = _bar(self._stream, bool(self._title))
             self._bar.add_task(
-                "", total=self.total, completed=self.done, done=self.done, text=self._text
+                self._title, total=self.total, completed=self.done, done=self.done, text=self._text
             )
             self._bar.start()
         return self
@@ -157,7 +164,7 @@ class Progress:
             self._bar.stop()
 
 
-def _bar(stream: TextIO) -> Bar:
+def _bar(stream: TextIO, titled: bool) -> Bar:
     """Return a bar with count, rate and time left, which disappears when it is done."""
     from rich import progress
     from rich.console import Console
@@ -173,7 +180,9 @@ def _bar(stream: TextIO) -> Bar:
                 return Text("")
             return Text(f"{60 * task.speed:.3g} a minute, {_duration(task.time_remaining)} left")
 
+    title = [progress.TextColumn("{task.description}", markup=False)] if titled else []
     return progress.Progress(
+        *title,
         progress.BarColumn(bar_width=None),
         progress.TextColumn("{task.fields[done]}/{task.total}"),
         Pace(),

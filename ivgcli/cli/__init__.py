@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ivgcli import __version__, console
-from ivgcli.cli import decoding, synthesis
+from ivgcli.cli import decoding, synthesis, training
 
 app = typer.Typer(
     name="ivg",
@@ -57,6 +57,10 @@ app.command(
     epilog="Example: ivg synthesize --base gpt2 --reward mypackage.rewards:politeness -n 4"
     " --in prompts.jsonl --out pairs.jsonl"
 )(synthesis.synthesize)
+
+app.command(
+    epilog="Example: ivg train-implicit --init gpt2 --in pairs.jsonl --out runs/implicit"
+)(training.train_implicit)
 
 
 def main() -> None:

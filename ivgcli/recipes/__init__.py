@@ -6,7 +6,7 @@ it down in full, and `run_id` names it. Nothing here touches a model or the netw
 
 from ivgcli.recipes.guide import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.recipes.references import shipped_dir, shipped_guides
-from ivgcli.recipes.resolve import load, run_id, to_yaml
+from ivgcli.recipes.resolve import load, run_id, to_guide, to_yaml
 from ivgcli.recipes.schema import (
     MODES,
     BonRecipe,
@@ -60,5 +60,6 @@ __all__ = [
     "run_id",
     "shipped_dir",
     "shipped_guides",
+    "to_guide",
     "to_yaml",
 ]

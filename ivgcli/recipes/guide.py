@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Link = Literal["identity", "log-sigmoid"]
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -161,6 +162,9 @@ class ExplicitSpec(Section):
     """One value for each prefix, or one for each next token; auto: as the network's outputs say."""
     by_text: bool = False
     """Whether the network reads the response as text even where it shares the base's tokenizer."""
+    link: Link = "identity"
+    """What is done to the network's output; log-sigmoid: it is a logit, and the value is the log of
+    the probability that it stands for."""
     callable: CallableName | None = None
     """`module:function`, called with a list of prompts and a list of responses."""
     weight: FiniteFloat = 1.0
@@ -172,6 +176,8 @@ class ExplicitSpec(Section):
     def check_one(self) -> ExplicitSpec:
         """Refuse both or neither of a network and a callable."""
         require_one(self.model, self.callable)
+        if self.callable is not None and self.link != "identity":
+            raise ValueError("link belongs to a model → let the callable return the value itself")
         if self.callable is not None and (self.by_text or self.head != "auto"):
             raise ValueError("head and by_text belong to a model → leave them out beside callable")
         return self

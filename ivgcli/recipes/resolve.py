@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from ivgcli.errors import RecipeError
 from ivgcli.recipes import references, syntax
-from ivgcli.recipes.guide import CALLABLE
+from ivgcli.recipes.guide import CALLABLE, Guide
 from ivgcli.recipes.schema import Decoding
 from ivgcli.recipes.sentences import describe, show
 from ivgcli.recipes.syntax import KeyPath
@@ -253,6 +253,12 @@ def to_yaml(recipe: BaseModel) -> str:
     Every key is there, save those that are unset and unset by default.
     """
     return syntax.dump(_plain(recipe))
+
+
+def to_guide(keys: Mapping[str, Any]) -> str:
+    """Return a guide's keys as YAML, having checked that they are one."""
+    Guide.model_validate(keys)
+    return syntax.dump(dict(keys))
 
 
 def run_id(recipe: BaseModel) -> str:

@@ -3,6 +3,7 @@
 JSON is read and written here and nowhere else.
 """
 
+from ivgcli.records.folders import TrainingFolder
 from ivgcli.records.pair_writers import PairWriter, open_pairs
 from ivgcli.records.pairs import Pair, preference, read_pairs, without_answers
 from ivgcli.records.prompts import Prompt, read_prompts
@@ -21,6 +22,7 @@ __all__ = [
     "Prompt",
     "ResponseWriter",
     "TraceWriter",
+    "TrainingFolder",
     "open_pairs",
     "open_responses",
     "preference",

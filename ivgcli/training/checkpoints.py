@@ -1,0 +1,56 @@
+"""Which checkpoint of a stage to go on from: the newest that is whole."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+STATE = "trainer_state.json"
+"""Written last of all, so a checkpoint without one is not finished."""
+
+TORCH_FILES = ("optimizer.pt", "scheduler.pt")
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Return the newest whole checkpoint of a stage, and the torn ones that are newer.
+
+    A kill or a full disk in the middle of saving leaves a folder with a checkpoint's name and not
+    all of its content; the trainer itself would take it and fail.
+    """
+    found = [each for each in folder.glob("checkpoint-*") if re.search(r"-\d+$", each.name)]
+    torn: list[Path] = []
+    for each in sorted(found, key=lambda path: -int(path.name.rpartition("-")[2])):
+        if whole(each):
+            return each, torn
+        torn.append(each)
+    return None, torn
+
+
+def whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint holds its weights, optimiser and state, each readable to its end."""
+    state = checkpoint / STATE
+    if not state.is_file() or not state.read_bytes().rstrip().endswith(b"}"):
+        return False
+    weights = list(checkpoint.glob("*.safetensors"))
+    sharded = any(checkpoint.glob("*_0/*")) or any(
+        checkpoint.glob("global_step*")
+    )  # FSDP, DeepSpeed
+    if not weights and not sharded:
+        return False
+    return all(map(_readable, weights)) and all(
+        zipfile.is_zipfile(checkpoint / name)
+        for name in TORCH_FILES
+        if not sharded or (checkpoint / name).exists()
+    )
+
+
+def _readable(weights: Path) -> bool:
+    """Return whether a safetensors file has all the bytes that its header speaks of."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            return bool(list(file.keys()))
+    except (SafetensorError, OSError):
+        return False

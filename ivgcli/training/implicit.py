@@ -1,0 +1,244 @@
+"""`ivg train-implicit`: pairs to a reference and a tuned model, whose log-ratio is the value.
+
+Reference: Rafailov et al. (2023), Direct Preference Optimization; Liu et al. (2024), IVG, section 5.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from ivgcli.errors import ModelError
+from ivgcli.recipes import LoraSpec, TrainImplicitRecipe
+from ivgcli.training.selection import EncodedPair
+from ivgcli.training.stages import Setting, arguments, saving, train, watched
+from ivgcli.training.start import Start, load_trained
+
+REFERENCE, TUNED = "reference", "tuned"
+ADAPTER = "adapter_config.json"
+
+SFT, PREFERENCE = "sft", "preference"
+
+LN2 = math.log(2)
+
+
+def train_pair(setting: Setting, start: Start, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
+    """Train the reference, then the tuned model, each unless it is finished already.
+
+    Args:
+        setting: recipe and folder.
+        start: the model to start from.
+        pairs: what to train on.
+
+    Returns:
+        What each stage that ran came to.
+
+    Raises:
+        ModelError: training diverged, or the reference is not what the tuned model started from.
+        RecipeError: the recipe asks a trainer for what it does not know.
+        RecordError: the disk is full.
+    """
+    recipe: Any = setting.recipe
+    came_to: dict[str, Any] = {}
+    if not setting.folder.has(REFERENCE) and not _reference_is_given(recipe, start):
+        came_to[SFT] = fine_tune(setting, start, pairs)
+    setting.processes.wait()
+    if not setting.folder.has(TUNED):
+        came_to[PREFERENCE] = optimise_preference(setting, start, pairs)
+    setting.processes.wait()
+    return came_to
+
+
+def _reference_is_given(recipe: TrainImplicitRecipe, start: Start) -> bool:
+    """Return whether the reference is the model to start from itself, so that nothing is to be written."""
+    return recipe.sft is None and not start.changed
+
+
+def reference_of(setting: Setting, start: Start) -> str:
+    """Return where the reference is: in the run's folder, or where training started from."""
+    if setting.folder.has(REFERENCE):
+        return str(setting.folder.path / REFERENCE)
+    return start.spec.model
+
+
+def fine_tune(
+    setting: Setting, start: Start, pairs: Sequence[EncodedPair]
+) -> dict[str, Any] | None:
+    """Fine-tune on the pairs' responses and write the reference; without an sft section, only write it."""
+    recipe: Any = setting.recipe
+    model, spec = start.load(), recipe.sft
+    came_to = None
+    if spec is not None:
+        rows = supervised_rows(pairs, spec.responses == "both")
+        options = arguments(
+            SFTConfig,
+            spec,
+            setting,
+            SFT,
+            len(rows),
+            max_length=recipe.data.max_length,
+            completion_only_loss=True,
+        )
+        trainer = watched(SFTTrainer)(
+            model=model,
+            args=options,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=start.tokenizer,
+            peft_config=adapter(recipe.lora, "CAUSAL_LM"),
+        )
+        came_to = train(trainer, setting, SFT, "fine-tuning")
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if isinstance(model, PeftModel):
+            # The tuned adapter goes over the reference, so the reference has to be one model.
+            model = model.merge_and_unload()
+    write_model(setting, REFERENCE, model, start)
+    return came_to
+
+
+def supervised_rows(pairs: Sequence[EncodedPair], both: bool) -> list[dict[str, list[int]]]:
+    """Return the distinct responses of pairs as TRL takes tokens: the loss is on the response only."""
+    seen: dict[tuple[int, ...], dict[str, list[int]]] = {}
+    for pair in pairs:
+        for example in (pair.chosen, pair.rejected) if both else (pair.chosen,):
+            mask = [0] * len(example.prompt_ids) + [1] * len(example.response_ids)
+            row = {"input_ids": example.ids, "completion_mask": mask}
+            seen.setdefault(tuple(example.ids), row)
+    return list(seen.values())
+
+
+def optimise_preference(
+    setting: Setting, start: Start, pairs: Sequence[EncodedPair]
+) -> dict[str, Any]:
+    """Tune the reference on the pairs and write the tuned model, or the adapter that makes it.
+
+    Both networks are read from where the reference lies on the disk: the value is the log-ratio of
+    the two folders, and what is in memory is not what decoding will load.
+    """
+    recipe: Any = setting.recipe
+    spec, source = recipe.preference, reference_of(setting, start)
+    rows = [
+        {
+            "prompt_ids": pair.chosen.prompt_ids,
+            "chosen_ids": pair.chosen.response_ids,
+            "rejected_ids": pair.rejected.response_ids,
+        }
+        for pair in pairs
+    ]
+    options = arguments(
+        DPOConfig,
+        spec,
+        setting,
+        PREFERENCE,
+        len(rows),
+        beta=spec.beta,
+        loss_type=list(spec.loss),
+        loss_weights=None if spec.loss_weights is None else list(spec.loss_weights),
+        label_smoothing=spec.label_smoothing,
+        max_length=recipe.data.max_length,
+    )
+    load = (lambda: load_trained(source)) if setting.folder.has(REFERENCE) else start.load
+    trainer = watched(DPOTrainer)(
+        model=load(),
+        # With an adapter, the reference is the model with the adapter switched off.
+        ref_model=None if recipe.lora is not None else load(),
+        args=options,
+        train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
+        processing_class=start.tokenizer,
+        peft_config=adapter(recipe.lora, "CAUSAL_LM"),
+        callbacks=[ReferenceCheck(list(spec.loss), setting.bf16)],
+    )
+    # TRL would tokenise prompt and response together; these are the ids that decoding reads.
+    trainer.train_dataset = Dataset.from_list(rows)
+    came_to = train(trainer, setting, PREFERENCE, "preference")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if isinstance(model, PeftModel):
+        here = setting.folder.has(REFERENCE)
+        config = model.peft_config[model.active_adapter]
+        config.base_model_name_or_path = f"../{REFERENCE}" if here else start.spec.model
+    write_model(setting, TUNED, model, start)
+    return came_to
+
+
+def adapter(spec: LoraSpec | None, task: str) -> LoraConfig | None:
+    """Return peft's configuration of an adapter, None for none.
+
+    Args:
+        spec: the recipe's.
+        task: peft's name of the task; with SEQ_CLS the head is trained and saved as well.
+    """
+    if spec is None:
+        return None
+    modules = spec.target_modules
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=modules if isinstance(modules, str) else list(modules),
+        task_type=task,
+    )
+
+
+def write_model(setting: Setting, name: str, model: Any, start: Start) -> None:
+    """Write a model with its tokenizer under its name, by the first process."""
+    with setting.folder.publishing(name) as work:
+        if setting.processes.first:
+            with saving(work):
+                model.save_pretrained(work)
+                start.tokenizer.save_pretrained(work)
+
+
+class ReferenceCheck(TrainerCallback):
+    """Proves at the first step that training starts from the reference: all rewards are 0, and DPO's loss is ln 2.
+
+    Args:
+        losses: the losses of the mix.
+        bf16: whether numbers are as coarse as bfloat16 makes them.
+    """
+
+    def __init__(self, losses: Sequence[str], bf16: bool) -> None:
+        self.losses = list(losses)
+        self.tolerance = 1e-2 if bf16 else 1e-4
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **rest: Any
+    ) -> None:
+        """Look at the first step's log."""
+        if state.global_step != 1 or not logs or "loss" not in logs:
+            return
+        found = {name: float(logs[f"rewards/{name}"]) for name in ("chosen", "rejected")}
+        loss = float(logs["loss"])
+        off = [name for name, reward in found.items() if abs(reward) > self.tolerance]
+        wrong = self.losses == ["sigmoid"] and abs(loss - LN2) > self.tolerance
+        if off or wrong:
+            what = (
+                f"the first step's loss is {loss:.6f} where ln 2 is due, its rewards"
+                f" {found['chosen']:.2g} and {found['rejected']:.2g} where 0 is:"
+                " the reference is not the model that training starts from"
+            )
+            raise ModelError("preference", what, "report this, with the recipe")
+
+
+def load_pair(setting: Setting, start: Start) -> tuple[Any, Any]:
+    """Return tuned and reference model as they lie on the disk, ready to be read."""
+    source = reference_of(setting, start)
+    here = setting.folder.has(REFERENCE)
+    reference = load_trained(source) if here else start.load()
+    tuned_folder: Path = setting.folder.path / TUNED
+    if (tuned_folder / ADAPTER).is_file():
+        base = load_trained(source) if here else start.load()
+        tuned = PeftModel.from_pretrained(base, str(tuned_folder))
+    else:
+        tuned = load_trained(str(tuned_folder))
+    pair = (tuned.eval().to(setting.device), reference.eval().to(setting.device))
+    for each in pair:
+        each.requires_grad_(False)
+    torch.cuda.empty_cache()
+    return pair
