@@ -62,6 +62,11 @@ app.command(
     epilog="Example: ivg train-implicit --init gpt2 --in pairs.jsonl --out runs/implicit"
 )(training.train_implicit)
 
+app.command(
+    epilog="Example: ivg train-explicit --init gpt2 --target fudge --in pairs.jsonl"
+    " --out runs/explicit"
+)(training.train_explicit)
+
 
 def main() -> None:
     """Run the command line; the entry point `ivg`."""

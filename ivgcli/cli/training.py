@@ -131,6 +131,88 @@ def train_implicit(
         _train(resolved, source, out, limit, resume, gpus, quiet, "train_implicit")
 
 
+def train_explicit(
+    recipe: RecipeFile = None,
+    init: Init = None,
+    layers: Layers = None,
+    guide: Guides = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL|MODULE:FUNCTION",
+            help="What a response is worth; default: train a reward model on the pairs.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    reward_label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Label of a classifier whose log-odds are the reward.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Model that draws responses.", rich_help_panel=MODELS
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HEAD", help="scalar or token-q.", rich_help_panel=VALUE),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="fudge, fudge-bce, monte-carlo, td-lambda or cd-q.",
+            rich_help_panel=VALUE,
+        ),
+    ] = None,
+    responses: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHICH",
+            help="given in the pairs, drawn from the base, or guided.",
+            rich_help_panel=VALUE,
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Rounds of drawing and training.", rich_help_panel=VALUE),
+    ] = None,
+    max_length: MaxLength = None,
+    report_to: ReportTo = None,
+    seed: Seed = None,
+    source: Pairs = None,
+    held_out: HeldOut = None,
+    out: OutFolder = None,
+    limit: Limit = None,
+    resume: Resume = False,
+    device: Device = None,
+    gpus: Gpus = None,
+    sets: Sets = None,
+    print_recipe: PrintRecipe = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a prefix scorer: a reward model on pairs, then FUDGE, TD(λ), Monte-Carlo or CD-Q."""
+    with console.guard():
+        from ivgcli import recipes
+
+        flags = {
+            **_shared(init, layers, held_out, max_length, report_to, seed, device),
+            **{"reward": reward, "reward.label": reward_label, "rollouts.base": base},
+            **{"value.head": head, "value.target": target},
+            **{"value.responses": responses, "value.rounds": rounds},
+        }
+        resolved = recipes.load(recipes.TrainExplicitRecipe, recipe, sets or (), flags, guide or ())
+        if print_recipe:
+            sys.stdout.write(recipes.to_yaml(resolved))
+            return
+        _train(resolved, source, out, limit, resume, gpus, quiet, "train_explicit")
+
+
 def _shared(
     init: str | None,
     layers: int | None,
@@ -238,7 +320,7 @@ def _read(
     recipe: Training, source: str | None, limit: int | None, alone: bool
 ) -> tuple[list[Any], list[Any]]:
     """Return the records to train on and those held out."""
-    from ivgcli.training.selection import pair_keys, split
+    from ivgcli.training.selection import keys_of, split
 
     if source in (None, "-"):
         if not alone:
@@ -247,11 +329,18 @@ def _read(
         if sys.stdin.isatty():
             hint = "name a file with --in, or pipe JSON lines in"
             raise RecordError("--in", "there are no pairs to read", hint)
-    given = records.read_pairs(source or "-", limit)
+    read: Any = records.read_pairs if _needs_pairs(recipe) else records.read_pairs_or_prompts
+    given = read(source or "-", limit)
     held_out = recipe.data.held_out
     if isinstance(held_out, str):
-        return given, records.read_pairs(held_out)
-    return split(given, held_out, recipe.seed, pair_keys(given))
+        return given, read(held_out)
+    return split(given, held_out, recipe.seed, keys_of(given))
+
+
+def _needs_pairs(recipe: Training) -> bool:
+    """Return whether prompts alone are not enough to train on."""
+    value = getattr(recipe, "value", None)
+    return value is None or getattr(recipe, "reward", None) is None or value.responses == "given"
 
 
 def _run_of(recipe: str, given: Sequence[Any], held_out: Sequence[Any]) -> str:

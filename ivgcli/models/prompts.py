@@ -113,7 +113,14 @@ class PromptFormat:
         return self._encoded[rendered]
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        # A last message of the assistant is the beginning of the response.
+        open_ended = turns[-1]["role"] == "assistant"
+        return self.tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=not open_ended,
+            continue_final_message=open_ended,
+        )
 
     def _wrap(self, text: str) -> str:
         return text if self.template is None else self.template.replace(PLACEHOLDER, text)

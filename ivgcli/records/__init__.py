@@ -4,15 +4,18 @@ JSON is read and written here and nowhere else.
 """
 
 from ivgcli.records.folders import TrainingFolder
+from ivgcli.records.journal import telling
 from ivgcli.records.pair_writers import PairWriter, open_pairs
-from ivgcli.records.pairs import Pair, preference, read_pairs, without_answers
+from ivgcli.records.pairs import Pair, preference, read_pairs, read_pairs_or_prompts, without_answers
 from ivgcli.records.prompts import Prompt, read_prompts
 from ivgcli.records.writers import (
     Format,
     ResponseWriter,
     TraceWriter,
     open_responses,
+    read_records,
     write_account,
+    write_records,
 )
 
 __all__ = [
@@ -27,7 +30,11 @@ __all__ = [
     "open_responses",
     "preference",
     "read_pairs",
+    "read_pairs_or_prompts",
     "read_prompts",
+    "read_records",
+    "telling",
     "without_answers",
     "write_account",
+    "write_records",
 ]

@@ -43,6 +43,25 @@ def read_pairs(source: str, limit: int | None = None) -> list[Pair]:
     return pairs
 
 
+def read_pairs_or_prompts(source: str, limit: int | None = None) -> list[Pair] | list[Prompt]:
+    """Read a source of pairs, or one of prompts: the first record says which; arguments as for `read_prompts`.
+
+    Raises:
+        RecordError: the first thing wrong, with its file and line.
+    """
+    kinds: list[bool] = []
+
+    def entry(row: dict[str, Any], number: int) -> Pair | Prompt:
+        kinds.append(row.get("chosen") is not None)
+        return _pair(row, number) if kinds[0] else without_answers(prompt_of(row, number))
+
+    found: Any = read_entries(source, limit, entry)
+    if not found:
+        hint = 'write one {"prompt": ..., "chosen": ..., "rejected": ...} a line'
+        raise RecordError(spoken(source), "no records", hint)
+    return found  # type: ignore[no-any-return]
+
+
 def without_answers(prompt: Prompt) -> Prompt:
     """Return a prompt from whose record no other response passes through."""
     extra = {name: value for name, value in prompt.extra.items() if name not in OTHERS}

@@ -101,6 +101,26 @@ def write_account(target: str, run: str, summary: Any) -> None:
     write_whole(path.with_name(path.name + ".run.json"), (text + "\n").encode())
 
 
+def write_records(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write lines to a file in one atomic step."""
+    write_whole(path, b"".join(map(encode, lines)))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file that is complete.
+
+    Raises:
+        RecordError: a line is no record.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            found.append(decode(line))
+        except ValueError as error:
+            raise RecordError(f"{path}:{number}", str(error)) from None
+    return found
+
+
 def alpaca_entry(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return a response as AlpacaEval reads it, with the fields that resuming needs.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 from ivgcli import __version__
 from ivgcli.recipes import to_guide
-from ivgcli.records import Pair
-from ivgcli.training import implicit
-from ivgcli.training.selection import EncodedPair, Selection, encode_pairs
+from ivgcli.records import Pair, Prompt
+from ivgcli.training import implicit, report, tables
+from ivgcli.training.answers import Answer, answers_of, distinct
+from ivgcli.training.explicit import VALUE, Explicit
+from ivgcli.training.selection import Selection, encode_pairs
 from ivgcli.training.sequences import Encoder
 from ivgcli.training.stages import Setting
 from ivgcli.training.start import Start
@@ -43,7 +45,7 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
     kept = selected(setting, start, held_out, "held out", cutting=True)
     account = described(setting, chosen, kept)
     account["stages"] = implicit.train_pair(setting, start, chosen.pairs)
-    lines = _measure_implicit(setting, start, kept.pairs)
+    lines = _measure_implicit(setting, start, kept.records)
     tuned = start.described(implicit.TUNED)
     reference = start.described(
         implicit.REFERENCE if setting.folder.has(implicit.REFERENCE) else start.spec.model
@@ -54,6 +56,23 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
         "implicit": {"tuned": tuned, "reference": reference},
     }
     return finished(setting, guide, lines, account, time.monotonic() - began)
+
+
+def _measure_implicit(
+    setting: Setting, start: Start, pairs: Sequence[Pair]
+) -> list[dict[str, Any]]:
+    """Return the measures of the trained pair of models on held-out pairs."""
+    if not pairs:
+        return []
+    recipe: Any = setting.recipe
+    return report.implicit_lines(
+        setting,
+        implicit.load_pair(setting, start),
+        Encoder(start.form),
+        answers_of(pairs),
+        report.recorded_rewards(pairs),
+        recipe.preference.beta,
+    )
 
 
 def selected(
@@ -96,13 +115,84 @@ def finished(
     folder.forget("report")
     for line in lines:
         folder.log("report", line)
+    for path in report.draw_figure(setting, lines):
+        setting.say(f"figure: {path}")
     folder.account({**account, "seconds": round(seconds, 1)})
     folder.finish(to_guide(guide))
     setting.processes.wait()
-    return Outcome(lines, seconds)
+    return Outcome(lines, seconds, tables.table(lines))
 
 
-def _measure_implicit(
-    setting: Setting, start: Start, pairs: Sequence[EncodedPair]
-) -> list[dict[str, Any]]:
-    return []
+def train_explicit(
+    setting: Setting, given: Sequence[Any], held_out: Sequence[Any]
+) -> Outcome:
+    """Train a reward model, if none is given, and a value, and measure it on what was held out.
+
+    Args:
+        setting: recipe and folder.
+        given: pairs, or prompts where responses are drawn and the reward is given.
+        held_out: the same.
+
+    Raises:
+        IvgError: as the stages say.
+    """
+    began = time.monotonic()
+    recipe: Any = setting.recipe
+    start = Start(recipe.init, setting.say)
+    stages = Explicit(setting, start)
+    in_pairs = isinstance(given[0], Pair)
+    chosen = selected(setting, start, given if in_pairs else (), "trained on", cutting=False)
+    kept = selected(setting, start, held_out if in_pairs else (), "held out", cutting=False)
+    account = described(setting, chosen, kept)
+    if recipe.reward is None:
+        stages.train_reward_model(chosen.pairs)
+    answers: list[Answer] = []
+    if in_pairs and recipe.value.responses == "given" and not setting.folder.has(VALUE):
+        answers = stages.reward(distinct(answers_of(chosen.records)))
+    prompts = _prompts(given)
+    stages.train_value(answers, prompts)
+    judged = stages.reward(answers_of(kept.records)) if kept.records else []
+    rollouts = stages.draw_held_out(_prompts(held_out)) if recipe.rollouts and held_out else []
+    value = stages.load(VALUE)
+    lines = report.explicit_lines(
+        setting,
+        value,
+        recipe.value.head,
+        stages.link,
+        stages.encoder,
+        judged or best_and_worst(rollouts),
+        rollouts,
+    )
+    account["stages"] = stages.came_to
+    account["prompts"] = len(prompts)
+    entry: dict[str, Any] = {"model": start.described(VALUE), "head": recipe.value.head}
+    if stages.link != "identity":
+        entry["link"] = stages.link
+    guide = {
+        "name": recipe.name or setting.folder.path.resolve().name,
+        "description": f"{start.spec.model} as a value, by {recipe.value.target}",
+        "explicit": entry,
+    }
+    return finished(setting, guide, lines, account, time.monotonic() - began)
+
+
+def _prompts(records: Sequence[Any]) -> list[Prompt]:
+    """Return the distinct prompts of pairs or prompts, without what else their records hold."""
+    found: dict[str, Prompt] = {}
+    for record in records:
+        prompt = record.prompt if isinstance(record, Pair) else record
+        found.setdefault(repr((prompt.text, prompt.messages)), replace(prompt, extra={}))
+    return list(found.values())
+
+
+def best_and_worst(answers: Sequence[Answer]) -> list[Answer]:
+    """Return for each prompt its best and its worst response in turn, where their rewards differ."""
+    by_prompt: dict[str, list[Answer]] = {}
+    for each in answers:
+        by_prompt.setdefault(each.prompt.id, []).append(each)
+    found = []
+    for those in by_prompt.values():
+        ranked = sorted(those, key=lambda each: float(each.reward or 0.0))
+        if ranked[-1].reward != ranked[0].reward:
+            found += [ranked[-1], ranked[0]]
+    return found

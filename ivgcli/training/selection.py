@@ -6,10 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ivgcli.errors import RecordError
-from ivgcli.records import Pair
+from ivgcli.records import Pair, Prompt
 from ivgcli.training.sequences import Encoder, Example
 
 LEAST_HELD_OUT = 2
@@ -41,6 +41,8 @@ class Selection:
     """Pairs in tokens, and how many were left out or cut, by reason."""
 
     pairs: list[EncodedPair]
+    records: list[Pair] = field(default_factory=list)
+    """The records of `pairs`."""
     left_out: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     """Pairs of which a response was cut at `max_length`."""
@@ -72,11 +74,10 @@ def encode_pairs(
         ]
         if len(both[0].prompt_ids) >= max_length:
             found.left_out[f"the prompt alone has {max_length} tokens or more"] += 1
-        elif all(len(each.ids) <= max_length for each in both):
-            found.pairs.append(EncodedPair(*both))
-        elif cutting:
-            found.cut += 1
-            found.pairs.append(EncodedPair(*(_cut(each, max_length) for each in both)))
+        elif cutting or all(len(each.ids) <= max_length for each in both):
+            found.cut += any(len(each.ids) > max_length for each in both)
+            found.pairs.append(EncodedPair(*(cut(each, max_length) for each in both)))
+            found.records.append(pair)
         else:
             found.left_out[f"a response ends beyond {max_length} tokens"] += 1
     if not found.pairs:
@@ -86,7 +87,7 @@ def encode_pairs(
     return found
 
 
-def _cut(example: Example, max_length: int) -> Example:
+def cut(example: Example, max_length: int) -> Example:
     """Return an example without what is beyond `max_length`."""
     room = max_length - len(example.prompt_ids)
     if len(example.response_ids) <= room:
@@ -140,20 +141,23 @@ def split(
     )
 
 
-def pair_keys(pairs: Sequence[Pair]) -> Callable[[Pair], Sequence[str]]:
-    """Return what a pair must not share across the sides: its prompt, or its responses if all pairs
-    answer the same prompt."""
-    one = len({_spoken(pair) for pair in pairs}) == 1
+def keys_of(records: Sequence[Pair] | Sequence[Prompt]) -> Callable[[Any], Sequence[str]]:
+    """Return what a record must not share across the sides: its prompt, or its responses if all pairs answer
+    the same prompt."""
+    one = len({_spoken(record) for record in records}) == 1
 
-    def keys(pair: Pair) -> Sequence[str]:
-        return (pair.chosen, pair.rejected) if one else (_spoken(pair),)
+    def keys(record: Pair | Prompt) -> Sequence[str]:
+        if one and isinstance(record, Pair):
+            return (record.chosen, record.rejected)
+        return (_spoken(record),)
 
     return keys
 
 
-def _spoken(pair: Pair) -> str:
-    """Return a pair's prompt as one string."""
-    return pair.prompt.text if pair.prompt.text is not None else repr(pair.prompt.messages)
+def _spoken(record: Pair | Prompt) -> str:
+    """Return a record's prompt as one string."""
+    prompt = record.prompt if isinstance(record, Pair) else record
+    return prompt.text if prompt.text is not None else repr(prompt.messages)
 
 
 def _groups(records: Sequence[Record], keys: Callable[[Record], Sequence[str]]) -> list[list[int]]:

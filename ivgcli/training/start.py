@@ -16,17 +16,23 @@ from ivgcli.recipes import InitSpec, ModelSpec
 
 
 class Start:
-    """A causal language model to be trained, found but not loaded.
+    """A causal language model to be trained, or a network to be read, found but not loaded.
 
     Args:
         spec: which model, and how many of its layers.
         say: told when something takes long.
+        classifier: whether it is a sequence classifier, to be read.
 
     Raises:
         ModelError: it cannot be had, is no language model, or has fewer layers.
     """
 
-    def __init__(self, spec: InitSpec, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        spec: InitSpec,
+        say: Callable[[str], None] = lambda text: None,
+        classifier: bool = False,
+    ) -> None:
         if spec.quantization is not None:
             what = "quantised weights cannot be trained"
             raise ModelError(spec.model, what, "leave quantization out; lora saves memory, too")
@@ -34,10 +40,11 @@ class Start:
         self.reference = resolve(spec.model, say)
         self.plain = Reference(self.reference.source, self.reference.revision)
         with load_errors(spec.model), quiet_transformers():
-            options = source_options(spec, self.plain)
-            self.config = AutoConfig.from_pretrained(self.plain.source, **options)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.plain.source, **options)
-        if any("SequenceClassification" in name for name in self.config.architectures or []):
+            self.options = source_options(spec, self.plain)
+            self.config = AutoConfig.from_pretrained(self.plain.source, **self.options)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.plain.source, **self.options)
+        known = self.config.architectures or []
+        if any("SequenceClassification" in name for name in known) and not classifier:
             what = f"a classifier ({self.config.architectures[0]}), not a language model"
             raise ModelError(spec.model, what, "start from a language model")
         if self.tokenizer.eos_token_id is None:
@@ -65,7 +72,7 @@ class Start:
                 config=self.config,
                 dtype=dtype or getattr(torch, wanted),
                 output_loading_info=True,
-                **source_options(self.spec, self.plain),
+                **self.options,
             )
             if report["missing_keys"]:
                 missing = ", ".join(sorted(report["missing_keys"])[:3])

@@ -23,6 +23,7 @@ from ivgcli.values.by_text import (
 )
 from ivgcli.values.explicit import ScalarValue, TokenQValue
 from ivgcli.values.implicit import ImplicitValue
+from ivgcli.values.linked import LinkedValue
 from ivgcli.values.weighted import WeightedSum
 
 CHOICES = "use a guide of the base's family, or a mode that ranks by text: cbs-i, cbs-e, or ivg bon"
@@ -75,7 +76,7 @@ class Assembly:
 
     def explicit(self, specs: Sequence[ExplicitSpec], for_tokens: bool) -> Value:
         """Return the sum of explicit values, or rewards read as such; arguments as for `implicit`."""
-        return weighted([(self._explicit(spec, for_tokens), spec.weight) for spec in specs])
+        return weighted([(self._linked(spec, for_tokens), spec.weight) for spec in specs])
 
     def _implicit(self, spec: ImplicitSpec, for_tokens: bool) -> Value:
         if spec.model is not None:
@@ -97,6 +98,10 @@ class Assembly:
             return ImplicitValue(name, tuned, reference)
         tuned, reference = (Stream(network, form, 1, adapter) for network, form, adapter in pair)
         return RetokenisedImplicitValue(name, tuned, reference, self.reader)
+
+    def _linked(self, spec: ExplicitSpec, for_tokens: bool) -> Value:
+        value = self._explicit(spec, for_tokens)
+        return value if spec.link == "identity" else LinkedValue(value, spec.link)
 
     def _explicit(self, spec: ExplicitSpec, for_tokens: bool) -> Value:
         if spec.callable is not None:

@@ -1,0 +1,349 @@
+"""`ivg train-explicit`: pairs to a reward model, and rewarded responses to a value of their prefixes.
+
+Reference: Mudgal et al. (2023), controlled decoding (FUDGE and CD-Q); Han et al. (2024), VAS (TD(λ)); Liu et al.
+(2025), IVO (rounds of guided rollouts); Liu et al. (2024), IVG, eq. 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainingArguments
+from trl import RewardConfig, RewardTrainer
+
+from ivgcli.errors import ModelError
+from ivgcli.models.loading import Networks
+from ivgcli.models.text import BROKEN, response_text
+from ivgcli.models.vocabulary import compare
+from ivgcli.recipes import (
+    ExplicitSpec,
+    Guide,
+    InitSpec,
+    LoraSpec,
+    ModelSpec,
+    TrainExplicitRecipe,
+)
+from ivgcli.recipes.training import Head
+from ivgcli.records import Prompt
+from ivgcli.training import rollouts
+from ivgcli.training.answers import Answer, encode, rewarded
+from ivgcli.training.implicit import adapter
+from ivgcli.training.lookahead import next_distributions
+from ivgcli.training.reading import explicit_values
+from ivgcli.training.scorer import PrefixScorer, as_scorer, save_value
+from ivgcli.training.selection import EncodedPair
+from ivgcli.training.sequences import Encoder, Example
+from ivgcli.training.stages import Setting, arguments, saving, train, watched
+from ivgcli.training.start import Start
+from ivgcli.training.value_trainer import Targets, ValueTrainer, rows
+
+REWARD_MODEL, VALUE = "reward-model", "value"
+START = "start"
+ROUNDS = "rounds"
+
+READ_AT_ONCE = 16
+"""Responses that go through a network at once where nothing is trained."""
+
+
+class Explicit:
+    """The stages of one run of `ivg train-explicit`.
+
+    Args:
+        setting: recipe and folder.
+        start: the model to start from.
+    """
+
+    def __init__(self, setting: Setting, start: Start) -> None:
+        self.setting = setting
+        self.recipe: TrainExplicitRecipe = setting.recipe  # type: ignore[assignment]
+        self.start = start
+        self.encoder = Encoder(start.form)
+        self.vocabulary = int(start.config.get_text_config().vocab_size)
+        self.came_to: dict[str, Any] = {}
+
+    def train_reward_model(self, pairs: Sequence[EncodedPair]) -> None:
+        """Fit a reward model to pairs by Bradley and Terry's likelihood, unless it is finished already."""
+        folder = self.setting.folder
+        if not folder.has(REWARD_MODEL):
+            spec = self.recipe.reward_model
+            data = [
+                {"chosen_ids": pair.chosen.ids, "rejected_ids": pair.rejected.ids} for pair in pairs
+            ]
+            options = arguments(
+                RewardConfig,
+                spec,
+                self.setting,
+                "reward_model",
+                len(data),
+                max_length=self.recipe.data.max_length,
+                center_rewards_coefficient=spec.center_rewards_coefficient,
+            )
+            trainer = watched(RewardTrainer)(
+                model=self._scorer("init", "scalar", None).model,
+                args=options,
+                train_dataset=Dataset.from_list(data),
+                processing_class=self.start.tokenizer,
+                peft_config=adapter(self.recipe.lora, "SEQ_CLS"),
+            )
+            self.came_to[REWARD_MODEL] = train(trainer, self.setting, "reward_model", "reward model")
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            self._write(REWARD_MODEL, PrefixScorer(model))
+        self.setting.processes.wait()
+
+    def reward(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Return answers with the reward that the recipe gives, or that the reward model of this run gives.
+
+        Raises:
+            RecordError: one of them has no finite reward.
+        """
+        if not answers:
+            return []
+        bar = self.setting.progress("rewards", len(answers), 0, "responses")
+        with bar as progress:
+            if self.recipe.reward is not None:
+                where = self.recipe.engine
+                networks = Networks(where.device, where.dtype, self.setting.say)
+                return rewarded(answers, self.recipe.reward, networks, progress.advance)
+            model = self.load(REWARD_MODEL)
+            examples = encode(answers, self.encoder)
+            values = explicit_values(
+                model, "scalar", examples, READ_AT_ONCE, advance=progress.advance
+            )
+        return [
+            replace(answer, reward=float(each[-1]))
+            for answer, each in zip(answers, values, strict=True)
+        ]
+
+    def train_value(self, given: Sequence[Answer], prompts: Sequence[Prompt]) -> None:
+        """Train the prefix scorer, in as many rounds as the recipe has, unless it is finished already.
+
+        Args:
+            given: rewarded responses of the pairs.
+            prompts: what rollouts answer.
+        """
+        spec, folder = self.recipe.value, self.setting.folder
+        if folder.has(VALUE):
+            return
+        learnt = list(given) if spec.responses == "given" else []
+        for number in range(1, spec.rounds + 1):
+            last = number == spec.rounds
+            if spec.responses != "given":
+                learnt += self._draw(number, prompts)
+            name = VALUE if last else f"{ROUNDS}/{number}"
+            if not folder.has(name):
+                self._train_round(number, name, learnt)
+            self.setting.processes.wait()
+
+    def _draw(self, number: int, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the responses of one round: the base's in the first, then as the recipe says."""
+        recipe = self.recipe
+        assert recipe.rollouts is not None, "a recipe that draws has rollouts"
+        guided = recipe.value.responses == "guided" and number > 1
+        return rollouts.draw(
+            self.setting,
+            f"round-{number}",
+            prompts,
+            recipe.rollouts.responses,
+            self._guide(f"{ROUNDS}/{number - 1}") if guided else None,
+            self.reward,
+            rollouts.seed_of(recipe, number),
+        )
+
+    def draw_held_out(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Return the base's rewarded responses to held-out prompts, for the report."""
+        recipe = self.recipe
+        assert recipe.rollouts is not None, "a recipe that draws has rollouts"
+        asked = prompts[: recipe.rollouts.held_out]
+        count, seed = recipe.rollouts.responses, rollouts.seed_of(recipe, 0)
+        return rollouts.draw(self.setting, "held-out", asked, count, None, self.reward, seed)
+
+    def _guide(self, value: str) -> Guide:
+        """Return the guide of a round: the value before it, and the implicit value that the recipe has."""
+        model = ModelSpec(**self.start.described(str(self.setting.folder.path / value)))
+        spec = ExplicitSpec(model=model, head=self.recipe.value.head, link=self.link)
+        given = self.recipe.guide
+        return Guide(explicit=(spec,), implicit=() if given is None else given.implicit)
+
+    @property
+    def link(self) -> Any:
+        """What decoding does to the outputs: a logit of being good is a value as its log-probability."""
+        return "log-sigmoid" if self.recipe.value.target == "fudge-bce" else "identity"
+
+    def _train_round(self, number: int, name: str, answers: Sequence[Answer]) -> None:
+        """Train on all responses so far and write the value."""
+        spec = self.recipe.value
+        longest = self.recipe.data.max_length
+        encoded = list(zip(answers, encode(answers, self.encoder), strict=True))
+        fitting = [(answer, each) for answer, each in encoded if len(each.ids) <= longest]
+        if len(fitting) < len(encoded):
+            missed = len(encoded) - len(fitting)
+            self.setting.say(f"{missed:,} responses left out (beyond {longest} tokens)")
+        if not fitting:
+            what = f"no response ends within {longest} tokens"
+            raise ModelError("data.max_length", what, "raise it")
+        answers, examples = [each for each, _ in fitting], [each for _, each in fitting]
+        data = rows(
+            examples,
+            self._continuation_targets(number, answers, examples),
+            self._next_tokens(answers, examples) if spec.target == "cd-q" else None,
+        )
+        stage = VALUE if spec.rounds == 1 else f"{VALUE}-{number}"
+        options = arguments(
+            TrainingArguments, spec, self.setting, stage, len(data), remove_unused_columns=False
+        )
+        scorer = self._scorer(self._begins_from(number), spec.head, self.recipe.lora)
+        trainer = watched(ValueTrainer)(scorer, options, spec, self.start.pad_id, data)
+        title = "value" if spec.rounds == 1 else f"value, round {number} of {spec.rounds}"
+        self.came_to[stage] = train(trainer, self.setting, stage, title)
+        self._write(name, trainer.accelerator.unwrap_model(trainer.model))
+
+    def _begins_from(self, number: int) -> str:
+        """Return what a round's weights begin from: those of the round before, the reward model's, or the start's."""
+        spec = self.recipe.value
+        if number > 1:
+            return f"{ROUNDS}/{number - 1}"
+        if spec.start == "init" or self.recipe.reward is not None:
+            return "init"
+        return REWARD_MODEL
+
+    def _scorer(self, source: str, head: Head, lora: LoraSpec | None) -> PrefixScorer:
+        """Return a scorer to be trained, from a finished model of this run or from the start's weights."""
+        torch.manual_seed(self.recipe.seed)
+        if source != "init":
+            path = str(self.setting.folder.path / source)
+            return as_scorer(path, head, self.vocabulary, lora)
+        if self.start.reference.adapter is not None:
+            return as_scorer(self._merged_start(), head, self.vocabulary, lora)
+        own = {"config": self.start.config, **self.start.options}
+        return as_scorer(self.start.plain.source, head, self.vocabulary, lora, **own)
+
+    def _merged_start(self) -> str:
+        """Return a folder with the starting weights, their adapter merged."""
+        path = self.setting.folder.checkpoints(START)
+        if self.setting.processes.first and not (path / "config.json").is_file():
+            with saving(path):
+                self.start.load().save_pretrained(path)
+        self.setting.processes.wait()
+        return str(path)
+
+    def _continuation_targets(
+        self, number: int, answers: Sequence[Answer], examples: Sequence[Example]
+    ) -> list[Targets | None] | None:
+        """Return monte-carlo's targets where they are means of several continuations.
+
+        A branched prefix regresses on the mean reward of its continuations, to which the response's
+        own belongs if it was drawn, too. Given responses were drawn from no model, so their other
+        prefixes are not trained.
+        """
+        spec = self.recipe.value
+        if spec.target != "monte-carlo" or spec.continuations == 1:
+            return None
+        own = spec.responses != "given"
+        tokenizer = self.start.tokenizer
+
+        def text_of(index: int, length: int) -> str | None:
+            example = examples[index]
+            text = response_text(tokenizer, example.prompt_ids, example.response_ids[:length])
+            return None if text.endswith(BROKEN) else text
+
+        places = rollouts.branch(
+            answers,
+            [
+                each.response_ids[:-1] if each.ended else each.response_ids
+                for each in examples
+            ],
+            spec.branches,
+            rollouts.seed_of(self.recipe, 1_000 + number),
+            text_of,
+        )
+        prompts = [prompt for chosen in places for _, prompt in chosen]
+        guided = spec.responses == "guided" and number > 1
+        drawn = rollouts.draw(
+            self.setting,
+            f"continuations-{number}",
+            prompts,
+            spec.continuations - own,
+            self._guide(f"{ROUNDS}/{number - 1}") if guided else None,
+            lambda found: self._reward_continuations(found, answers),
+            rollouts.seed_of(self.recipe, 2_000 + number),
+        )
+        returns: dict[str, list[float]] = {}
+        for each in drawn:
+            returns.setdefault(each.prompt.id, []).append(float(each.reward or 0.0))
+        targets: list[Targets | None] = []
+        for answer, example, chosen in zip(answers, examples, places, strict=True):
+            reward = float(answer.reward or 0.0)
+            own_targets: list[float | None] = [reward if own else None] * (
+                len(example.response_ids) + 1
+            )
+            for t, prompt in chosen:
+                found = returns[prompt.id] + ([reward] if own else [])
+                own_targets[t] = sum(found) / len(found)
+            targets.append(own_targets)
+        return targets
+
+    def _reward_continuations(
+        self, found: Sequence[Answer], answers: Sequence[Answer]
+    ) -> list[Answer]:
+        """Return continuations with the rewards of the whole responses that they complete."""
+        origin = {answer.id: answer for answer in answers}
+        whole = []
+        for each in found:
+            source = origin[each.prompt.id.rpartition("#")[0]]
+            whole.append(replace(each, prompt=source.prompt, text=_begun(each, source) + each.text))
+        rewards = self.reward(whole)
+        return [replace(each, reward=of.reward) for each, of in zip(found, rewards, strict=True)]
+
+    def _next_tokens(self, answers: Sequence[Answer], examples: Sequence[Example]) -> Any:
+        """Return what the base may say next after every prefix, for cd-q."""
+        assert self.recipe.rollouts is not None, "the recipe has a base"
+        given = self.recipe.rollouts.base
+        base = Start(InitSpec(**given.model_dump()), self.setting.say)
+        match = compare(base.tokenizer, self.start.tokenizer)
+        if not match.same:
+            where = f"{given.model} and {self.start.spec.model}"
+            hint = "start from a model of the base's family, or another target"
+            raise ModelError(where, f"{match.sentence()}; cd-q needs one vocabulary", hint)
+        encoder = Encoder(base.form)
+        asked = [
+            replace(
+                each,
+                prompt_ids=encoder.encode(answer.prompt, "", ended=False).prompt_ids,
+            )
+            for answer, each in zip(answers, examples, strict=True)
+        ]
+        dtype = torch.bfloat16 if self.setting.bf16 else torch.float32
+        model = base.load(dtype).eval().to(self.setting.device)
+        return next_distributions(
+            model, asked, self.recipe.value.candidates, READ_AT_ONCE, self.vocabulary
+        )
+
+    def _write(self, name: str, scorer: PrefixScorer) -> None:
+        """Write a reward model or value with its tokenizer, by the first process."""
+        with self.setting.folder.publishing(name) as work:
+            if self.setting.processes.first:
+                # Responses are scored with their end, whatever the prompt's format.
+                scorer.config.ivg = {"ends_with_eos": True}
+                with saving(work):
+                    save_value(scorer, self.start.tokenizer, str(work))
+
+    def load(self, name: str) -> Any:
+        """Return a finished reward model or value of this run, ready to be read."""
+        path: Path = self.setting.folder.path / name
+        head = "scalar" if name == REWARD_MODEL else self.recipe.value.head
+        return as_scorer(str(path), head, self.vocabulary).model.eval().to(self.setting.device)
+
+
+def _begun(continuation: Answer, source: Answer) -> str:
+    """Return the text of the prefix that a continuation goes on from."""
+    prompt = continuation.prompt
+    if prompt.messages is None:
+        return (prompt.text or "")[len(source.prompt.text or "") :]
+    asked = source.prompt.messages or ()
+    turns = prompt.messages[len(asked) :]
+    return str(turns[0]["content"]) if turns else ""
