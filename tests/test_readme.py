@@ -47,7 +47,14 @@ def test_every_file_of_the_map_exists(place: str) -> None:
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words)[:60])
-def test_every_command_is_understood(words: list[str], tmp_path: Path) -> None:
+def test_every_command_is_understood(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, values in (("implicit", "{tuned: a, reference: b}"), ("explicit", "{model: a}")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        guide = f"{name}: {values}\n"
+        (tmp_path / "runs" / name / "guide.yaml").write_text(guide, encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("base: gpt2\nguide: {explicit: [{callable: 'a:b'}]}\n", encoding="utf-8")
     words = [str(recipe) if word == "recipe.yaml" else word for word in words]

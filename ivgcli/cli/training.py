@@ -154,9 +154,7 @@ def train_explicit(
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="Model that draws responses.", rich_help_panel=MODELS
-        ),
+        typer.Option(metavar="MODEL", help="Model that draws responses.", rich_help_panel=MODELS),
     ] = None,
     head: Annotated[
         str | None,
@@ -285,6 +283,10 @@ def _train(
         if not first:
             time.sleep(5)  # the first process says the same, and then ends us all
         raise
+    except KeyboardInterrupt:
+        if not first:
+            raise SystemExit(130) from None  # once is enough
+        raise
 
 
 def _run(
@@ -397,4 +399,6 @@ def _calm_trainers() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
     # Libraries announce their own coming changes; torch.distributed, that gloo is used as asked.
     for category in (FutureWarning, UserWarning, DeprecationWarning):
-        warnings.filterwarnings("ignore", category=category, module="(torch|transformers|trl|peft)")
+        warnings.filterwarnings(
+            "ignore", category=category, module="(torch|transformers|trl|peft|accelerate)"
+        )

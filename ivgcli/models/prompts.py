@@ -60,7 +60,8 @@ class PromptFormat:
 
         Args:
             text: the prompt, if the record has one.
-            messages: the conversation, if the record has one; it ends with the message to be answered.
+            messages: the conversation, if the record has one; it ends with the message to be answered, or with the
+                beginning of the answer.
             where: what to call the record in an error.
 
         Raises:
@@ -75,6 +76,10 @@ class PromptFormat:
         self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str
     ) -> str:
         """Apply template, system prompt and chat template to one prompt."""
+        if messages and messages[-1]["role"] == "assistant":
+            # The response is begun already. A template would trim it, or close its turn.
+            begun = messages[-1]["content"]
+            return self._render(text, messages[:-1], where) + begun
         if not self.chat:
             return (self.system or "") + self._wrap(self._single(text, messages, where))
         turns = (
@@ -113,14 +118,7 @@ class PromptFormat:
         return self._encoded[rendered]
 
     def _apply(self, turns: list[dict[str, str]]) -> str:
-        # A last message of the assistant is the beginning of the response.
-        open_ended = turns[-1]["role"] == "assistant"
-        return self.tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=not open_ended,
-            continue_final_message=open_ended,
-        )
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
     def _wrap(self, text: str) -> str:
         return text if self.template is None else self.template.replace(PLACEHOLDER, text)

@@ -45,6 +45,9 @@ PreferenceLoss = Literal[
 ]
 """TRL's preference losses by their names there; `dpo` is `sigmoid`."""
 
+SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}
+"""Losses in which TRL heeds `label_smoothing`; the others pass it over in silence."""
+
 Head = Literal["scalar", "token-q"]
 Target = Literal["fudge", "fudge-bce", "monte-carlo", "td-lambda", "cd-q"]
 Responses = Literal["given", "base", "guided"]
@@ -129,7 +132,7 @@ class PreferenceSpec(OptimiserSpec):
     beta: Positive = 0.1
     """β, how strongly the tuned model is held to the reference."""
     label_smoothing: Annotated[FiniteFloat, Field(ge=0, lt=0.5)] = 0.0
-    """Share of the labels taken to be wrong; exo_pair needs one above 0."""
+    """Share of the labels taken to be wrong, for robust (conservative DPO), exo_pair and aot."""
 
     @field_validator("loss", mode="before")
     @classmethod
@@ -151,6 +154,9 @@ class PreferenceSpec(OptimiserSpec):
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
             what = f"{len(self.loss_weights)} loss_weights for {len(self.loss)} losses"
             raise ValueError(f"{what} → one for each")
+        if self.label_smoothing and not set(self.loss) & SMOOTHED:
+            known = ", ".join(sorted(SMOOTHED))
+            raise ValueError(f"label_smoothing is for {known} only → one of these, or 0")
         if "exo_pair" in self.loss and self.label_smoothing == 0:
             raise ValueError("exo_pair takes a logarithm of label_smoothing → 0.001")
         return self
@@ -344,6 +350,11 @@ class TrainExplicitRecipe(Training):
         if self.value.start == "reward-model" and self.reward is not None:
             what = "start: reward-model, but the reward is given and no reward model is trained"
             raise ValueError(f"{what} → start: init")
+        if self.value.responses == "guided" and self.rollouts is not None:
+            implicit = self.guide is not None and self.guide.implicit
+            if "implicit" in MODES[self.rollouts.mode] and not implicit:
+                what = f"rollouts.mode: {self.rollouts.mode} takes an implicit value, too"
+                raise ValueError(f"{what} → name a guide that has one, or mode: eft-e")
         return self
 
     def rollout_recipe(self, guide: Guide | None) -> GenerateRecipe:

@@ -50,19 +50,13 @@ class TrainingFolder:
             return
         if path.exists() and not path.is_dir():
             raise RecordError(str(path), "is a file, and a folder is to be made", "another --out")
-        known = {ACCOUNT, LOCK, RECIPE, METRICS, CHECKPOINTS}
-        there = {each.name for each in path.iterdir()} if path.is_dir() else set()
-        if there - {LOCK} and not resume:
-            hint = "go on with --resume, or choose another --out"
-            raise RecordError(str(path), "is there already and not empty", hint)
-        if there - {LOCK} and not there & known:
-            what = "holds files that no training run wrote"
-            raise RecordError(str(path), what, "choose another --out")
+        # Nothing is written, not even a lock, into a folder of something else.
+        self._require_ours()
         with telling(path):
             path.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take()
+            self._lock = self._take()
         try:
-            self._settle(recipe_yaml)
+            self._settle(recipe_yaml, resume)
         except BaseException:
             self.close()
             raise
@@ -93,7 +87,8 @@ class TrainingFolder:
                     work.mkdir(parents=True)
                 yield work
                 if self.writes:
-                    for each in sorted(work.rglob("*")):
+                    for each in (work, *sorted(work.rglob("*"))):
+                        _open_to_readers(each, work.stat().st_mode)
                         _sync(each)
                     replace(work, target)
             except BaseException:
@@ -176,17 +171,37 @@ class TrainingFolder:
             raise RecordError(str(self.path), "another ivg is writing it", hint) from None
         return lock
 
-    def _settle(self, recipe_yaml: str) -> None:
-        """Check that what is there belongs to this run, and write down what it is."""
-        known = _read(self.path / ACCOUNT)
-        if known and known.get("run") != self.run:
-            what = f"belongs to run {known.get('run')}, and this is run {self.run}"
+    def _require_ours(self) -> set[str]:
+        """Return what a run has come to here; a folder that holds something else is refused."""
+        there = {each.name for each in self.path.iterdir()} if self.path.is_dir() else set()
+        there -= {LOCK, f"{ACCOUNT}.tmp"}  # all that is there before the account is
+        if there and "run" not in _read(self.path / ACCOUNT):
+            what = "holds files that no training run wrote"
+            raise RecordError(str(self.path), what, "choose another --out")
+        return there - {ACCOUNT, RECIPE, f"{RECIPE}.tmp"}
+
+    def _settle(self, recipe_yaml: str, resume: bool) -> None:
+        """Check that what is there belongs to this run, and write down what it is.
+
+        A run that came to nothing, because its model's name was wrong, leaves an account and a
+        recipe; they are no reason to choose another folder once the name is mended.
+        """
+        begun = self._require_ours()
+        known = _read(self.path / ACCOUNT) if begun else {}
+        if begun and not resume:
+            hint = "go on with --resume, or choose another --out"
+            raise RecordError(str(self.path), "is there already and not empty", hint)
+        if begun and known["run"] != self.run:
+            what = f"belongs to run {known['run']}, and this is run {self.run}"
             hint = "use the recipe and the pairs it was made with, or another --out"
             raise RecordError(str(self.path), what, hint)
         for partial in self.path.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
-        write_whole(self.path / RECIPE, recipe_yaml.encode())
+        if self.finished:  # and killed before the checkpoints were gone
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
+        # The account comes first: it says whose folder this is.
         write_whole(self.path / ACCOUNT, encode({"run": self.run, **known}))
+        write_whole(self.path / RECIPE, recipe_yaml.encode())
 
     def _rewrite(self, lines: Iterable[Mapping[str, Any]]) -> None:
         write_whole(self.path / METRICS, b"".join(map(encode, lines)))
@@ -205,6 +220,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_to_readers(path: Path, mode: int) -> None:
+    """Let a file be read by whoever may read its folder; weights are written for their owner alone."""
+    if path.is_file():
+        path.chmod(mode & 0o666)
 
 
 def _sync(path: Path) -> None:

@@ -106,7 +106,7 @@ def _pair(row: dict[str, Any], number: int) -> Pair:
     absent = [name for name in ("chosen", "rejected") if row.get(name) is None]
     if absent:
         what = f'no field "{absent[0]}" (found {", ".join(row) or "nothing"})'
-        raise ValueError(f"{what} → --relabel takes pairs; without it, responses are drawn")
+        raise ValueError(f"{what} → a pair has prompt, chosen and rejected")
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _conversation(row, number, chosen, rejected)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ivgcli.models.prompts import PromptFormat
 
@@ -24,6 +25,9 @@ class RewardModel:
 
     Texts are scored in batches of similar length. The read-out of a decoder is at the last token by the attention mask,
     never by a search for the padding id, which fails when padding is EOS.
+
+    A model whose config.json says `"ivg": {"ends_with_eos": true}`, as those trained by this project do, reads EOS
+    after every response that ended by itself, and after no other.
 
     Args:
         name: what to call it in errors.
@@ -49,8 +53,10 @@ class RewardModel:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        self.ends_with_eos = bool((getattr(model.config, "ivg", None) or {}).get("ends_with_eos"))
         # A chat template's turn is closed by EOS; a tokenizer that frames every text closes it by itself.
-        self.closing = (tokenizer.eos_token or "") if prompts.chat else ""
+        by_text = prompts.chat and not self.ends_with_eos
+        self.closing = (tokenizer.eos_token or "") if by_text else ""
         # RoBERTa has two positions more than it can use, so the tokenizer's word counts too.
         positions = getattr(model.config, "max_position_embeddings", None) or 10**9
         longest = min(positions, tokenizer.model_max_length or 10**9)
@@ -78,17 +84,43 @@ class RewardModel:
         rewards = [0.0] * len(texts)
         for begin in range(0, len(order), BATCH):
             chosen = order[begin : begin + BATCH]
-            batch = self.tokenizer(
-                [texts[index] for index in chosen],
-                padding=True,
-                truncation=self.limit is not None,
-                max_length=self.limit,
-                add_special_tokens=not self.prompts.chat,
-                return_tensors="pt",
-            ).to(self.model.device)
+            batch = self._batch(
+                [texts[index] for index in chosen], [finished[index] for index in chosen]
+            )
             for index, reward in zip(chosen, self._read_out(batch), strict=True):
                 rewards[index] = reward
         return rewards
+
+    def _batch(self, texts: Sequence[str], finished: Sequence[bool]) -> dict[str, Tensor]:
+        """Return a network's inputs (B, S) for some texts, padded on the right."""
+        options = {
+            "truncation": self.limit is not None,
+            "max_length": self.limit,
+            "add_special_tokens": not self.prompts.chat,
+        }
+        if not self.ends_with_eos:
+            encoded = self.tokenizer(list(texts), padding=True, return_tensors="pt", **options)
+            return {name: tensor.to(self.model.device) for name, tensor in encoded.items()}
+        rows = [
+            torch.tensor(self._ended(ids, ended))
+            for ids, ended in zip(
+                self.tokenizer(list(texts), **options)["input_ids"], finished, strict=True
+            )
+        ]
+        mask = [torch.ones_like(row) for row in rows]
+        padding = self.tokenizer.pad_token_id
+        return {
+            "input_ids": pad_sequence(rows, True, padding).to(self.model.device),
+            "attention_mask": pad_sequence(mask, True, 0).to(self.model.device),
+        }
+
+    def _ended(self, ids: Sequence[int], finished: bool) -> list[int]:
+        """Return a text's ids with EOS at their end if the response ended by itself, else without."""
+        eos = self.tokenizer.eos_token_id
+        if len(ids) == self.limit:
+            return list(ids)  # cut off, so its end is not read
+        bare = list(ids[:-1]) if len(ids) > 1 and ids[-1] == eos else list(ids)
+        return [*bare, eos] if finished else bare
 
     def _rendered(self, prompt: str | Conversation) -> str:
         return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from ivgcli.errors import RecordError
@@ -63,12 +65,15 @@ def rewarded(
         RecordError: one of them has no finite reward.
     """
     reward = Reward(spec, networks)
-    found = []
-    for each in answers:
-        numbers, failure = reward.score(prompted(each.prompt), [each.text], [each.ended])
+    found: list[Answer] = []
+    for _, group in groupby(answers, lambda each: each.prompt.id):
+        those = list(group)
+        texts, ended = [each.text for each in those], [each.ended for each in those]
+        numbers, failure = reward.score(prompted(those[0].prompt), texts, ended)
         if failure is not None:
+            first = next(i for i, number in enumerate(numbers) if not math.isfinite(number))
             what, _, hint = failure.partition(" → ")
-            raise RecordError(each.id, f"has no reward: {what}", hint)
-        found.append(replace(each, reward=float(numbers[0])))
-        advance(1)
+            raise RecordError(those[first].id, f"has no reward: {what}", hint)
+        found += [replace(each, reward=float(n)) for each, n in zip(those, numbers, strict=True)]
+        advance(len(those))
     return found

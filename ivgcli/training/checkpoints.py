@@ -12,6 +12,10 @@ STATE = "trainer_state.json"
 """Written last of all, so a checkpoint without one is not finished."""
 
 TORCH_FILES = ("optimizer.pt", "scheduler.pt")
+"""What training cannot go on without, beside the weights."""
+
+RANDOM_STATES = "rng_state*.pth"
+"""One file for each process that saved the checkpoint."""
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -30,20 +34,23 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint holds its weights, optimiser and state, each readable to its end."""
+    """Return whether a checkpoint holds its weights, optimiser and states, each readable to its end."""
     state = checkpoint / STATE
     if not state.is_file() or not state.read_bytes().rstrip().endswith(b"}"):
         return False
     weights = list(checkpoint.glob("*.safetensors"))
-    sharded = any(checkpoint.glob("*_0/*")) or any(
-        checkpoint.glob("global_step*")
-    )  # FSDP, DeepSpeed
+    # FSDP and DeepSpeed write folders of shards instead.
+    sharded = any(checkpoint.glob("*_0/*")) or any(checkpoint.glob("global_step*"))
     if not weights and not sharded:
         return False
-    return all(map(_readable, weights)) and all(
-        zipfile.is_zipfile(checkpoint / name)
-        for name in TORCH_FILES
-        if not sharded or (checkpoint / name).exists()
+    written = [checkpoint / name for name in TORCH_FILES]
+    if sharded:
+        written = [each for each in written if each.exists()]
+    random_states = list(checkpoint.glob(RANDOM_STATES))
+    return (
+        bool(random_states)
+        and all(map(_readable, weights))
+        and all(map(zipfile.is_zipfile, [*written, *random_states]))
     )
 
 

@@ -6,7 +6,7 @@ Reference: Mudgal et al. (2023), controlled decoding (FUDGE and CD-Q); Han et al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,9 @@ from trl import RewardConfig, RewardTrainer
 
 from ivgcli.errors import ModelError
 from ivgcli.models.loading import Networks
-from ivgcli.models.text import BROKEN, response_text
-from ivgcli.models.vocabulary import compare
 from ivgcli.recipes import (
     ExplicitSpec,
     Guide,
-    InitSpec,
     LoraSpec,
     ModelSpec,
     TrainExplicitRecipe,
@@ -32,22 +29,21 @@ from ivgcli.recipes.training import Head
 from ivgcli.records import Prompt
 from ivgcli.training import rollouts
 from ivgcli.training.answers import Answer, encode, rewarded
+from ivgcli.training.continuations import branch, completed, mean_targets
+from ivgcli.training.foresight import require_parts
 from ivgcli.training.implicit import adapter
-from ivgcli.training.lookahead import next_distributions
+from ivgcli.training.options import LENGTH, arguments, building
 from ivgcli.training.reading import explicit_values
 from ivgcli.training.scorer import PrefixScorer, as_scorer, save_value
 from ivgcli.training.selection import EncodedPair
 from ivgcli.training.sequences import Encoder, Example
-from ivgcli.training.stages import Setting, arguments, saving, train, watched
+from ivgcli.training.stages import Setting, saving, train, watched
 from ivgcli.training.start import Start
 from ivgcli.training.value_trainer import Targets, ValueTrainer, rows
 
 REWARD_MODEL, VALUE = "reward-model", "value"
 START = "start"
 ROUNDS = "rounds"
-
-READ_AT_ONCE = 16
-"""Responses that go through a network at once where nothing is trained."""
 
 
 class Explicit:
@@ -64,7 +60,9 @@ class Explicit:
         self.start = start
         self.encoder = Encoder(start.form)
         self.vocabulary = int(start.config.get_text_config().vocab_size)
-        self.came_to: dict[str, Any] = {}
+        folder = setting.folder
+        self.came_to: dict[str, Any] = folder.recorded().get("stages", {}) if folder.writes else {}
+        require_parts(setting, start)
 
     def train_reward_model(self, pairs: Sequence[EncodedPair]) -> None:
         """Fit a reward model to pairs by Bradley and Terry's likelihood, unless it is finished already."""
@@ -72,7 +70,12 @@ class Explicit:
         if not folder.has(REWARD_MODEL):
             spec = self.recipe.reward_model
             data = [
-                {"chosen_ids": pair.chosen.ids, "rejected_ids": pair.rejected.ids} for pair in pairs
+                {
+                    "chosen_ids": pair.chosen.ids,
+                    "rejected_ids": pair.rejected.ids,
+                    LENGTH: max(len(pair.chosen.ids), len(pair.rejected.ids)),
+                }
+                for pair in pairs
             ]
             options = arguments(
                 RewardConfig,
@@ -83,16 +86,17 @@ class Explicit:
                 max_length=self.recipe.data.max_length,
                 center_rewards_coefficient=spec.center_rewards_coefficient,
             )
-            trainer = watched(RewardTrainer)(
-                model=self._scorer("init", "scalar", None).model,
-                args=options,
-                train_dataset=Dataset.from_list(data),
-                processing_class=self.start.tokenizer,
-                peft_config=adapter(self.recipe.lora, "SEQ_CLS"),
-            )
-            self.came_to[REWARD_MODEL] = train(trainer, self.setting, "reward_model", "reward model")
+            with building("reward_model"):
+                trainer = watched(RewardTrainer)(
+                    model=self._scorer("init", "scalar", None).model,
+                    args=options,
+                    train_dataset=Dataset.from_list(data),
+                    processing_class=self.start.tokenizer,
+                    peft_config=adapter(self.recipe.lora, "SEQ_CLS"),
+                )
+            came_to = train(trainer, self.setting, "reward_model", "reward model")
             model = trainer.accelerator.unwrap_model(trainer.model)
-            self._write(REWARD_MODEL, PrefixScorer(model))
+            self._write(REWARD_MODEL, PrefixScorer(model), "reward_model", came_to)
         self.setting.processes.wait()
 
     def reward(self, answers: Sequence[Answer]) -> list[Answer]:
@@ -112,7 +116,7 @@ class Explicit:
             model = self.load(REWARD_MODEL)
             examples = encode(answers, self.encoder)
             values = explicit_values(
-                model, "scalar", examples, READ_AT_ONCE, advance=progress.advance
+                model, "scalar", examples, rollouts.AT_ONCE, advance=progress.advance
             )
         return [
             replace(answer, reward=float(each[-1]))
@@ -143,13 +147,12 @@ class Explicit:
         """Return the responses of one round: the base's in the first, then as the recipe says."""
         recipe = self.recipe
         assert recipe.rollouts is not None, "a recipe that draws has rollouts"
-        guided = recipe.value.responses == "guided" and number > 1
         return rollouts.draw(
             self.setting,
             f"round-{number}",
             prompts,
             recipe.rollouts.responses,
-            self._guide(f"{ROUNDS}/{number - 1}") if guided else None,
+            self._guide_of(number),
             self.reward,
             rollouts.seed_of(recipe, number),
         )
@@ -162,9 +165,13 @@ class Explicit:
         count, seed = recipe.rollouts.responses, rollouts.seed_of(recipe, 0)
         return rollouts.draw(self.setting, "held-out", asked, count, None, self.reward, seed)
 
-    def _guide(self, value: str) -> Guide:
+    def _guide_of(self, number: int) -> Guide | None:
         """Return the guide of a round: the value before it, and the implicit value that the recipe has."""
-        model = ModelSpec(**self.start.described(str(self.setting.folder.path / value)))
+        if number == 1 or self.recipe.value.responses != "guided":
+            return None
+        # A whole path, so that a run that goes on elsewhere knows its own drawings.
+        value = (self.setting.folder.path / f"{ROUNDS}/{number - 1}").resolve()
+        model = ModelSpec(**self.start.described(str(value)))
         spec = ExplicitSpec(model=model, head=self.recipe.value.head, link=self.link)
         given = self.recipe.guide
         return Guide(explicit=(spec,), implicit=() if given is None else given.implicit)
@@ -190,17 +197,21 @@ class Explicit:
         data = rows(
             examples,
             self._continuation_targets(number, answers, examples),
-            self._next_tokens(answers, examples) if spec.target == "cd-q" else None,
+            rollouts.next_tokens(self.setting, answers, examples, self.vocabulary)
+            if spec.target == "cd-q"
+            else None,
         )
         stage = VALUE if spec.rounds == 1 else f"{VALUE}-{number}"
-        options = arguments(
-            TrainingArguments, spec, self.setting, stage, len(data), remove_unused_columns=False
-        )
-        scorer = self._scorer(self._begins_from(number), spec.head, self.recipe.lora)
-        trainer = watched(ValueTrainer)(scorer, options, spec, self.start.pad_id, data)
+        options = arguments(TrainingArguments, spec, self.setting, stage, len(data))
+        for row in data:
+            row[LENGTH] = len(row["prompt_ids"]) + len(row["response_ids"])
+        with building(VALUE):
+            scorer = self._scorer(self._begins_from(number), spec.head, self.recipe.lora)
+            dataset, pad_id = Dataset.from_list(data), self.start.pad_id
+            trainer = watched(ValueTrainer)(scorer, options, spec, pad_id, dataset)
         title = "value" if spec.rounds == 1 else f"value, round {number} of {spec.rounds}"
-        self.came_to[stage] = train(trainer, self.setting, stage, title)
-        self._write(name, trainer.accelerator.unwrap_model(trainer.model))
+        came_to = train(trainer, self.setting, stage, title)
+        self._write(name, trainer.accelerator.unwrap_model(trainer.model), stage, came_to)
 
     def _begins_from(self, number: int) -> str:
         """Return what a round's weights begin from: those of the round before, the reward model's, or the start's."""
@@ -233,117 +244,52 @@ class Explicit:
 
     def _continuation_targets(
         self, number: int, answers: Sequence[Answer], examples: Sequence[Example]
-    ) -> list[Targets | None] | None:
-        """Return monte-carlo's targets where they are means of several continuations.
-
-        A branched prefix regresses on the mean reward of its continuations, to which the response's
-        own belongs if it was drawn, too. Given responses were drawn from no model, so their other
-        prefixes are not trained.
-        """
-        spec = self.recipe.value
+    ) -> list[Targets] | None:
+        """Return monte-carlo's targets where they are means of several continuations."""
+        spec, given = self.recipe.value, self.recipe.rollouts
         if spec.target != "monte-carlo" or spec.continuations == 1:
             return None
-        own = spec.responses != "given"
+        assert given is not None, "a recipe that draws has rollouts"
+        drawn = spec.responses != "given"
+        longest = given.sampling.max_new_tokens if drawn else None
+        first = 0 if spec.head == "scalar" else 1
+        seed = rollouts.seed_of(self.recipe, 1_000 + number)
         tokenizer = self.start.tokenizer
+        places = branch(answers, examples, tokenizer, spec.branches, first, seed)
 
-        def text_of(index: int, length: int) -> str | None:
-            example = examples[index]
-            text = response_text(tokenizer, example.prompt_ids, example.response_ids[:length])
-            return None if text.endswith(BROKEN) else text
+        def reward(found: Sequence[Answer]) -> list[Answer]:
+            """Give continuations the rewards of the whole responses that they complete."""
+            whole = self.reward(completed(found, answers, self.encoder, longest))
+            return [replace(each, reward=of.reward) for each, of in zip(found, whole, strict=True)]
 
-        places = rollouts.branch(
-            answers,
-            [
-                each.response_ids[:-1] if each.ended else each.response_ids
-                for each in examples
-            ],
-            spec.branches,
-            rollouts.seed_of(self.recipe, 1_000 + number),
-            text_of,
-        )
-        prompts = [prompt for chosen in places for _, prompt in chosen]
-        guided = spec.responses == "guided" and number > 1
-        drawn = rollouts.draw(
+        continuations = rollouts.draw(
             self.setting,
             f"continuations-{number}",
-            prompts,
-            spec.continuations - own,
-            self._guide(f"{ROUNDS}/{number - 1}") if guided else None,
-            lambda found: self._reward_continuations(found, answers),
+            [prompt for chosen in places for _, prompt in chosen],
+            # The response itself is one of them.
+            spec.continuations - drawn,
+            self._guide_of(number),
+            reward,
             rollouts.seed_of(self.recipe, 2_000 + number),
         )
-        returns: dict[str, list[float]] = {}
-        for each in drawn:
-            returns.setdefault(each.prompt.id, []).append(float(each.reward or 0.0))
-        targets: list[Targets | None] = []
-        for answer, example, chosen in zip(answers, examples, places, strict=True):
-            reward = float(answer.reward or 0.0)
-            own_targets: list[float | None] = [reward if own else None] * (
-                len(example.response_ids) + 1
-            )
-            for t, prompt in chosen:
-                found = returns[prompt.id] + ([reward] if own else [])
-                own_targets[t] = sum(found) / len(found)
-            targets.append(own_targets)
-        return targets
+        return mean_targets(answers, examples, places, continuations, drawn)
 
-    def _reward_continuations(
-        self, found: Sequence[Answer], answers: Sequence[Answer]
-    ) -> list[Answer]:
-        """Return continuations with the rewards of the whole responses that they complete."""
-        origin = {answer.id: answer for answer in answers}
-        whole = []
-        for each in found:
-            source = origin[each.prompt.id.rpartition("#")[0]]
-            whole.append(replace(each, prompt=source.prompt, text=_begun(each, source) + each.text))
-        rewards = self.reward(whole)
-        return [replace(each, reward=of.reward) for each, of in zip(found, rewards, strict=True)]
-
-    def _next_tokens(self, answers: Sequence[Answer], examples: Sequence[Example]) -> Any:
-        """Return what the base may say next after every prefix, for cd-q."""
-        assert self.recipe.rollouts is not None, "the recipe has a base"
-        given = self.recipe.rollouts.base
-        base = Start(InitSpec(**given.model_dump()), self.setting.say)
-        match = compare(base.tokenizer, self.start.tokenizer)
-        if not match.same:
-            where = f"{given.model} and {self.start.spec.model}"
-            hint = "start from a model of the base's family, or another target"
-            raise ModelError(where, f"{match.sentence()}; cd-q needs one vocabulary", hint)
-        encoder = Encoder(base.form)
-        asked = [
-            replace(
-                each,
-                prompt_ids=encoder.encode(answer.prompt, "", ended=False).prompt_ids,
-            )
-            for answer, each in zip(answers, examples, strict=True)
-        ]
-        dtype = torch.bfloat16 if self.setting.bf16 else torch.float32
-        model = base.load(dtype).eval().to(self.setting.device)
-        return next_distributions(
-            model, asked, self.recipe.value.candidates, READ_AT_ONCE, self.vocabulary
-        )
-
-    def _write(self, name: str, scorer: PrefixScorer) -> None:
-        """Write a reward model or value with its tokenizer, by the first process."""
-        with self.setting.folder.publishing(name) as work:
+    def _write(
+        self, name: str, scorer: PrefixScorer, stage: str, came_to: Mapping[str, Any]
+    ) -> None:
+        """Write what a stage has trained with its tokenizer, by the first process, and note what it came to."""
+        folder = self.setting.folder
+        with folder.publishing(name) as work:
             if self.setting.processes.first:
                 # Responses are scored with their end, whatever the prompt's format.
                 scorer.config.ivg = {"ends_with_eos": True}
-                with saving(work):
+                with saving(folder.path / name):
                     save_value(scorer, self.start.tokenizer, str(work))
+        self.came_to[stage] = came_to
+        folder.account({"stages": self.came_to})
 
     def load(self, name: str) -> Any:
         """Return a finished reward model or value of this run, ready to be read."""
         path: Path = self.setting.folder.path / name
         head = "scalar" if name == REWARD_MODEL else self.recipe.value.head
         return as_scorer(str(path), head, self.vocabulary).model.eval().to(self.setting.device)
-
-
-def _begun(continuation: Answer, source: Answer) -> str:
-    """Return the text of the prefix that a continuation goes on from."""
-    prompt = continuation.prompt
-    if prompt.messages is None:
-        return (prompt.text or "")[len(source.prompt.text or "") :]
-    asked = source.prompt.messages or ()
-    turns = prompt.messages[len(asked) :]
-    return str(turns[0]["content"]) if turns else ""

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from accelerate import PartialState
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 PATIENCE = timedelta(days=2)
 """How long the others wait while the first process draws responses."""
+
+TALKERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
+"""Loggers of the launcher: what went wrong is said by the process where it did."""
 
 
 def rank() -> int:
@@ -50,9 +54,11 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     """Run `ivg ARGUMENTS` as `count` processes on this machine, by torchrun's own machinery.
 
     Returns:
-        The exit code: 0, or that of the first process that failed, which has said why.
+        The exit code: 0, that of the first process that failed, which has said why, or 128 and the
+        number of the signal that ended them all.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in TALKERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -67,4 +73,6 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    except SignalException as caught:
+        return 128 + int(caught.sigval)
     return 0

@@ -174,12 +174,11 @@ def explicit_lines(
             lines += measures.pairwise_accuracy("implicit", theirs)
             lines += measures.correlation("implicit", theirs) + measures.agreement(theirs, own)
     drawn = rollouts or answers
-    if drawn:
+    # A log-probability is neither a reward nor the mean of what follows it.
+    if drawn and link == "identity":
         values = reading.explicit(model, head, link, encoder, drawn)
         returns = [Valued(value, each.reward) for value, each in zip(values, drawn, strict=True)]
-        lines += measures.td_residual(returns, first)
-        if link == "identity":
-            lines += measures.calibration(returns)
+        lines += measures.td_residual(returns, first) + measures.calibration(returns)
     return lines
 
 
@@ -192,4 +191,3 @@ def draw_figure(setting: Setting, lines: Sequence[Line]) -> list[Path]:
         return []
     log = [line for line in setting.folder.lines() if line["stage"] != "report"]
     return figures.report_figure(lines, log, setting.folder.path / "report")
-

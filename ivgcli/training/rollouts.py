@@ -6,23 +6,29 @@ optimisation, for those guided by the round before.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ivgcli import records
 from ivgcli.errors import RecordError
-from ivgcli.recipes import Guide, TrainExplicitRecipe, run_id, to_yaml
+from ivgcli.recipes import Guide, InitSpec, TrainExplicitRecipe, run_id, to_yaml
 from ivgcli.records import Prompt
 from ivgcli.training.answers import Answer
+from ivgcli.training.lookahead import next_distributions
+from ivgcli.training.sequences import Example
 from ivgcli.training.stages import Setting
+from ivgcli.training.start import Start
 from ivgcli.workflows.generate import generate
 
 FOLDER = "rollouts"
+
+AT_ONCE = 16
+"""Responses that go through a network at once where nothing is trained."""
 
 Rewarding = Callable[[Sequence[Answer]], list[Answer]]
 """Adds rewards to answers."""
@@ -54,24 +60,22 @@ def draw(
     Raises:
         RecordError: a prompt cannot be answered, or a response has no finite reward.
     """
+    if not prompts:
+        return []
     path = setting.folder.path / FOLDER / f"{name}.jsonl"
     if setting.processes.first and not path.is_file():
         with records.telling(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         drawn = path.with_suffix(".drawn.jsonl")
         _decode(setting, drawn, prompts, responses, guide, seed, name)
-        answers = reward(_answers(drawn, prompts))
-        lines = [_line(each) for each in answers]
-        records.write_records(path, lines)
+        lines = records.read_records(drawn)
+        answers = reward(_answers(lines, name, prompts))
+        rewarded = [_line(line, answer.reward) for line, answer in zip(lines, answers, strict=True)]
+        records.write_records(path, rewarded)
         for each in path.parent.glob(f"{drawn.name}*"):
             each.unlink()
     setting.processes.wait()
-    return [
-        replace(answer, reward=float(line["reward"]))
-        for answer, line in zip(
-            _answers(path, prompts), records.read_records(path), strict=True
-        )
-    ]
+    return _answers(records.read_records(path), name, prompts)
 
 
 def _decode(
@@ -104,77 +108,54 @@ def _decode(
         torch.cuda.empty_cache()
 
 
-def _answers(path: Path, prompts: Sequence[Prompt]) -> list[Answer]:
-    """Return the responses of a file."""
+def _answers(
+    lines: Sequence[Mapping[str, Any]], name: str, prompts: Sequence[Prompt]
+) -> list[Answer]:
+    """Return the responses that the lines of a file hold."""
     known = {prompt.id: prompt for prompt in prompts}
     return [
         Answer(
-            f"{line['id']}/{path.stem.partition('.')[0]}/{line['sample']}",
+            f"{line['id']}/{name}/{line['sample']}",
             known[line["id"]],
             line["response"],
             line["finish"] == "eos",
+            line.get("reward"),
         )
-        for line in records.read_records(path)
+        for line in lines
     ]
 
 
-def _line(answer: Answer) -> dict[str, Any]:
-    """Return an answer as a record."""
-    fields = {
-        "response": answer.text,
-        "sample": int(answer.id.rpartition("/")[2]),
-        "finish": "eos" if answer.ended else "length",
-        "reward": answer.reward,
-    }
-    return replace(answer.prompt, extra={}).respond(fields)
+def _line(line: Mapping[str, Any], reward: float | None) -> dict[str, Any]:
+    """Return a response's record with its reward; the run is the folder's, not one of its own."""
+    return {**{name: value for name, value in line.items() if name != "run"}, "reward": reward}
 
 
-def branch(
-    answers: Sequence[Answer],
-    tokens: Sequence[Sequence[int]],
-    branches: int,
-    seed: int,
-    text_of: Callable[[int, int], str | None],
-) -> list[list[tuple[int, Prompt]]]:
-    """Choose prefixes of responses to draw further continuations from.
+def next_tokens(
+    setting: Setting, answers: Sequence[Answer], examples: Sequence[Example], vocabulary: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what the base may say next after every prefix, as `next_distributions` does, for cd-q.
+
+    The base is shown a prompt in its own format; the response's token ids are the value's, which
+    are the base's as well.
 
     Args:
+        setting: recipe and folder; the recipe has rollouts.
         answers: the responses.
-        tokens: (n,) token ids of each.
-        branches: how many prefixes of each.
-        seed: of the choice, which is uniform and without repetition.
-        text_of: text of the first t tokens of a response by its number and t; None if they end
-            inside a character.
-
-    Returns:
-        For each response, t in 0..n−1 with the prompt that such a continuation answers.
+        examples: the same, in the value's tokens.
+        vocabulary: number of tokens that count.
     """
-    found = []
-    for number, (answer, ids) in enumerate(zip(answers, tokens, strict=True)):
-        order = sorted(range(len(ids)), key=lambda t: _draw(seed, answer.id, t))
-        chosen: list[tuple[int, Prompt]] = []
-        for t in order:
-            text = text_of(number, t)
-            if len(chosen) < branches and text is not None:
-                chosen.append((t, continued(answer.prompt, text, f"{answer.id}#{t}")))
-        found.append(sorted(chosen, key=lambda each: each[0]))
-    return found
-
-
-def continued(prompt: Prompt, text: str, identity: str) -> Prompt:
-    """Return a prompt that is answered by going on from `text`, the beginning of a response to it.
-
-    A conversation gets a last message of the assistant, which chat templates leave open.
-    """
-    if prompt.messages is None:
-        return Prompt(identity, (prompt.text or "") + text, None)
-    turn = ({"role": "assistant", "content": text},) if text else ()
-    return Prompt(identity, None, (*prompt.messages, *turn))
-
-
-def _draw(seed: int, identity: str, place: int) -> bytes:
-    """Return a prefix's place in a random order."""
-    return hashlib.blake2b(f"{seed}/{place}/{identity}".encode("utf-8", "surrogatepass")).digest()
+    recipe: Any = setting.recipe
+    base = Start(InitSpec(**recipe.rollouts.base.model_dump()), setting.say)
+    asked = [
+        replace(
+            example,
+            prompt_ids=base.form.encode(answer.prompt.text, answer.prompt.messages, answer.id),
+        )
+        for answer, example in zip(answers, examples, strict=True)
+    ]
+    dtype = torch.bfloat16 if setting.bf16 else torch.float32
+    model = base.load(dtype).eval().to(setting.device)
+    return next_distributions(model, asked, recipe.value.candidates, AT_ONCE, vocabulary)
 
 
 def seed_of(recipe: TrainExplicitRecipe, number: int) -> int:

@@ -48,7 +48,7 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
     lines = _measure_implicit(setting, start, kept.records)
     tuned = start.described(implicit.TUNED)
     reference = start.described(
-        implicit.REFERENCE if setting.folder.has(implicit.REFERENCE) else start.spec.model
+        implicit.REFERENCE if setting.folder.has(implicit.REFERENCE) else start.place
     )
     guide = {
         "name": recipe.name or setting.folder.path.resolve().name,
@@ -123,15 +123,13 @@ def finished(
     return Outcome(lines, seconds, tables.table(lines))
 
 
-def train_explicit(
-    setting: Setting, given: Sequence[Any], held_out: Sequence[Any]
-) -> Outcome:
+def train_explicit(setting: Setting, given: Sequence[Any], held_out: Sequence[Any]) -> Outcome:
     """Train a reward model, if none is given, and a value, and measure it on what was held out.
 
     Args:
         setting: recipe and folder.
         given: pairs, or prompts where responses are drawn and the reward is given.
-        held_out: the same.
+        held_out: pairs or prompts, whichever was given.
 
     Raises:
         IvgError: as the stages say.
@@ -140,19 +138,19 @@ def train_explicit(
     recipe: Any = setting.recipe
     start = Start(recipe.init, setting.say)
     stages = Explicit(setting, start)
-    in_pairs = isinstance(given[0], Pair)
-    chosen = selected(setting, start, given if in_pairs else (), "trained on", cutting=False)
-    kept = selected(setting, start, held_out if in_pairs else (), "held out", cutting=False)
+    learns = recipe.reward is None or recipe.value.responses == "given"
+    chosen = selected(setting, start, _pairs(given) if learns else (), "trained on", cutting=False)
+    kept = selected(setting, start, _pairs(held_out), "held out", cutting=False)
     account = described(setting, chosen, kept)
     if recipe.reward is None:
         stages.train_reward_model(chosen.pairs)
     answers: list[Answer] = []
-    if in_pairs and recipe.value.responses == "given" and not setting.folder.has(VALUE):
+    if recipe.value.responses == "given" and not setting.folder.has(VALUE):
         answers = stages.reward(distinct(answers_of(chosen.records)))
     prompts = _prompts(given)
     stages.train_value(answers, prompts)
-    judged = stages.reward(answers_of(kept.records)) if kept.records else []
-    rollouts = stages.draw_held_out(_prompts(held_out)) if recipe.rollouts and held_out else []
+    judged = stages.reward(answers_of(kept.records))
+    rollouts = stages.draw_held_out(_prompts(held_out)) if recipe.rollouts else []
     value = stages.load(VALUE)
     lines = report.explicit_lines(
         setting,
@@ -174,6 +172,11 @@ def train_explicit(
         "explicit": entry,
     }
     return finished(setting, guide, lines, account, time.monotonic() - began)
+
+
+def _pairs(records: Sequence[Any]) -> list[Pair]:
+    """Return the pairs among pairs or prompts."""
+    return [record for record in records if isinstance(record, Pair)]
 
 
 def _prompts(records: Sequence[Any]) -> list[Prompt]:

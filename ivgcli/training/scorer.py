@@ -105,7 +105,7 @@ class PrefixScorer(nn.Module):
         return functional.linear(hidden, head.weight.float(), bias)
 
 
-def plain_model(model: nn.Module) -> Any:
+def plain_model(model: Any) -> Any:
     """Return the classifier itself, without PEFT's wrapper; adapters inside its layers stay on."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -72,14 +72,17 @@ def encode_pairs(
             encoder.encode(pair.prompt, text, identity=f"{pair.id}/{name}")
             for name, text in (("chosen", pair.chosen), ("rejected", pair.rejected))
         ]
+        short = [cut(each, max_length) for each in both]
         if len(both[0].prompt_ids) >= max_length:
             found.left_out[f"the prompt alone has {max_length} tokens or more"] += 1
-        elif cutting or all(len(each.ids) <= max_length for each in both):
-            found.cut += any(len(each.ids) > max_length for each in both)
-            found.pairs.append(EncodedPair(*(cut(each, max_length) for each in both)))
-            found.records.append(pair)
-        else:
+        elif not cutting and any(len(each.ids) > max_length for each in both):
             found.left_out[f"a response ends beyond {max_length} tokens"] += 1
+        elif short[0].response_ids == short[1].response_ids:
+            found.left_out[f"chosen and rejected are equal in {max_length} tokens"] += 1
+        else:
+            found.cut += any(len(each.ids) > max_length for each in both)
+            found.pairs.append(EncodedPair(*short))
+            found.records.append(pair)
     if not found.pairs:
         reasons = "; ".join(f"{count:,}: {why}" for why, count in found.left_out.items())
         what = f"none of {len(pairs):,} pairs can be trained on ({reasons})"
@@ -132,7 +135,7 @@ def split(
         if len(group) <= wanted and len(kept) + len(group) <= 1.5 * wanted:
             kept.update(group)
     if len(kept) < min(wanted, LEAST_HELD_OUT) or len(kept) == len(records):
-        what = f"{wanted} of {len(records)} records cannot be held out: they share prompts"
+        what = f"{wanted} of {len(records)} records cannot be held out: they share prompts or responses"
         hint = "give data.held_out a file of other pairs, or 0"
         raise RecordError("data.held_out", what, hint)
     return (
@@ -142,8 +145,10 @@ def split(
 
 
 def keys_of(records: Sequence[Pair] | Sequence[Prompt]) -> Callable[[Any], Sequence[str]]:
-    """Return what a record must not share across the sides: its prompt, or its responses if all pairs answer
-    the same prompt."""
+    """Return what a record must not share across the sides.
+
+    That is its prompt, or its responses if all pairs answer the same prompt.
+    """
     one = len({_spoken(record) for record in records}) == 1
 
     def keys(record: Pair | Prompt) -> Sequence[str]:

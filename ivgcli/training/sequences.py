@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ivgcli.models.prompts import PromptFormat
 from ivgcli.records import Prompt
+
+ANCHORS = ("\n", ".", "0", "é")
+"""Texts that few words of a vocabulary begin with."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Example:
 
 
 class Encoder:
-    """Puts prompts and responses into tokens as decoding does: a prompt through the model's own format,
-    a response after it, EOS at the end.
+    """Puts prompts and responses into tokens as decoding does.
+
+    A prompt goes through the model's own format, a response comes after it, EOS is at the end.
 
     Args:
         form: how the network is shown a prompt.
@@ -62,8 +67,9 @@ class Encoder:
         prompt_ids = self.form.encode(prompt.text, prompt.messages, prompt.id)
         rendered = self.form.render(prompt.text, prompt.messages, prompt.id)
         response_ids = self._continuation(rendered, prompt_ids, response)
-        if ended:
-            response_ids.append(int(self.tokenizer.eos_token_id))
+        end = int(self.tokenizer.eos_token_id)
+        if ended and response_ids[-1:] != [end]:
+            response_ids.append(end)
         return Example(identity or prompt.id, prompt_ids, response_ids, ended, reward)
 
     def _continuation(self, rendered: str, prompt_ids: list[int], response: str) -> list[int]:
@@ -73,9 +79,28 @@ class Encoder:
         response's first, for decoding starts from them, too.
         """
         framed = not self.form.chat
-        whole = list(self.tokenizer(rendered + response, add_special_tokens=framed)["input_ids"])
+        whole = self._ids(rendered + response, framed)
         if framed and whole and whole[-1] == self.tokenizer.eos_token_id:
             whole.pop()  # some tokenizers close every text themselves
         if whole[: len(prompt_ids)] == prompt_ids:
             return whole[len(prompt_ids) :]
-        return list(self.tokenizer(response, add_special_tokens=False)["input_ids"])
+        text = self._text(whole)
+        found = [self._ids(response, False), *self._behind_anchors(response)]
+        return next((ids for ids in found if self._text(prompt_ids + ids) == text), found[0])
+
+    def _behind_anchors(self, response: str) -> Iterator[list[int]]:
+        """Yield the ids of a response behind a text that it does not merge with.
+
+        Where a tokenizer opens every text with a space, the response's own ids would say it, too.
+        """
+        for anchor in ANCHORS:
+            begun = self._ids(anchor, False)
+            whole = self._ids(anchor + response, False)
+            if whole[: len(begun)] == begun:
+                yield whole[len(begun) :]
+
+    def _ids(self, text: str, framed: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=framed)["input_ids"])
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))

@@ -1,40 +1,33 @@
-"""One stage of training, whichever network it trains: its arguments, resuming, what is logged, when to stop."""
+"""One stage of training, whichever network it trains: resuming, what is logged, when to stop."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
+import errno
 import inspect
-import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+import datasets
 import torch
+import transformers
 from safetensors import SafetensorError
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from ivgcli.errors import IvgError, ModelError, RecipeError, RecordError
+from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.loading import chosen_device
-from ivgcli.recipes import OptimiserSpec, Training
+from ivgcli.models.memory import keep_large_blocks
+from ivgcli.recipes import Training
 from ivgcli.records import TrainingFolder
 from ivgcli.training.checkpoints import newest_whole
 from ivgcli.training.processes import Processes
 
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
-
-MOST_AT_ONCE = 8
-"""Rows that go through a device at once where the recipe does not say."""
-
-SETTLED = {"output_dir", "seed", "data_seed", "report_to", "bf16", "use_cpu", "save_steps"}
-SETTLED |= {"logging_steps", "per_device_train_batch_size", "gradient_accumulation_steps"}
-SETTLED |= {"learning_rate", "num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps"}
-SETTLED |= {"weight_decay", "max_grad_norm", "gradient_checkpointing", "activation_checkpointing"}
-SETTLED |= {"beta", "loss_type", "loss_weights", "label_smoothing", "max_length"}
-"""Arguments that the recipe sets by keys of its own."""
+NOT_WRITTEN = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES)
+"""Errors of the system that say that a file cannot be written."""
 
 
 @dataclass
@@ -52,7 +45,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         self.device = chosen_device(self.recipe.engine.device)
+        if self.device.type == "cpu":
+            keep_large_blocks()
         self.processes = Processes(self.device.type == "cpu")
+        # Bars of libraries would be drawn over ours; their switches in the environment come too
+        # late for what is imported already.
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
 
     @property
     def bf16(self) -> bool:
@@ -61,93 +60,6 @@ class Setting:
         if wanted is None:
             return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return wanted
-
-
-def arguments(
-    kind: type[Arguments], spec: OptimiserSpec, setting: Setting, stage: str, rows: int, **own: Any
-) -> Arguments:
-    """Return a trainer's arguments for one stage of a recipe.
-
-    Args:
-        kind: the trainer's own class of arguments.
-        spec: how the network is trained.
-        setting: what all stages share.
-        stage: name of the stage, and of the recipe's section.
-        rows: number of training rows.
-        own: arguments that only this stage has.
-
-    Raises:
-        RecipeError: `batch_size` cannot be shared out, or `trl` holds what the trainer does not know.
-    """
-    train, count = setting.recipe.train, setting.processes.count
-    each = _at_once(spec, count, stage)
-    steps = math.ceil(rows / spec.batch_size)
-    options: dict[str, Any] = {
-        "output_dir": str(setting.folder.checkpoints(stage)),
-        "learning_rate": spec.learning_rate,
-        "num_train_epochs": spec.num_train_epochs,
-        "max_steps": spec.max_steps or -1,
-        "per_device_train_batch_size": each,
-        "gradient_accumulation_steps": spec.batch_size // (each * count),
-        "lr_scheduler_type": spec.lr_scheduler_type,
-        "warmup_steps": spec.warmup_steps,
-        "weight_decay": spec.weight_decay,
-        "max_grad_norm": spec.max_grad_norm,
-        _checkpointing(kind): train.gradient_checkpointing,
-        "bf16": setting.bf16,
-        "use_cpu": setting.device.type == "cpu",
-        "dataloader_pin_memory": setting.device.type == "cuda",
-        "seed": setting.recipe.seed,
-        "data_seed": setting.recipe.seed,
-        "save_strategy": "steps",
-        "save_steps": train.save_steps,
-        "save_total_limit": 2,
-        "logging_steps": min(train.logging_steps, max(1, steps)),
-        # The first step's loss proves the reference; a loss that is no number must not read as 0.
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,
-        "report_to": list(train.report_to) or "none",
-        "run_name": f"{setting.folder.path.name}-{stage}",
-        "disable_tqdm": True,
-        "ddp_find_unused_parameters": False,
-        **own,
-    }
-    known = {each.name for each in dataclasses.fields(kind)}
-    for name in spec.trl:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"see {kind.__name__}"
-            raise RecipeError(f"{stage}.trl", f'{kind.__name__} has no argument "{name}"', hint)
-        if name in SETTLED:
-            what = f'"{name}" has a place of its own in the recipe'
-            raise RecipeError(f"{stage}.trl", what, "set it there")
-    try:
-        return kind(**{**options, **spec.trl})
-    except (TypeError, ValueError) as error:
-        raise RecipeError(stage, str(error).splitlines()[0]) from error
-
-
-def _checkpointing(kind: type[TrainingArguments]) -> str:
-    """Return what gradient checkpointing is called: transformers 5.23 has given it a new name."""
-    known = {each.name for each in dataclasses.fields(kind)}
-    new = "activation_checkpointing"
-    return new if new in known else "gradient_checkpointing"
-
-
-def _at_once(spec: OptimiserSpec, processes: int, stage: str) -> int:
-    """Return how many rows go through a device at once."""
-    share, rest = divmod(spec.batch_size, processes)
-    if rest or not share:
-        what = f"batch_size {spec.batch_size} cannot be shared by {processes} processes"
-        raise RecipeError(stage, what, f"a multiple of {processes}")
-    each = spec.per_device_train_batch_size
-    if each is None:
-        return next(n for n in range(min(MOST_AT_ONCE, share), 0, -1) if share % n == 0)
-    if share % each:
-        what = f"batch_size {spec.batch_size} over {processes} processes is {share} each"
-        hint = f"per_device_train_batch_size {each} does not divide it; choose one that does"
-        raise RecipeError(stage, what, hint)
-    return each
 
 
 def watched(kind: type[Trainer]) -> type[Trainer]:
@@ -268,11 +180,25 @@ def saving(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        text = str(error)
-        reasons = ("No space left", "File too large", "Disk quota", "PytorchStreamWriter", "I/O")
-        if isinstance(error, (IvgError, torch.OutOfMemoryError)) or not any(
-            reason in text for reason in reasons
-        ):
+        reason = _why_not_written(error)
+        if reason is None:
             raise
-        what = f"cannot be written: {text.splitlines()[0].lower()}"
+        what = f"cannot be written: {reason}"
         raise RecordError(str(path), what, "make room, then go on with --resume") from error
+
+
+def _why_not_written(error: Exception) -> str | None:
+    """Return why a file could not be written; None if the error is about something else.
+
+    Of three ways to write, safetensors and torch tell of a failure in words of their own only.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower() if error.errno in NOT_WRITTEN else None
+    text = str(error)
+    for number in NOT_WRITTEN:
+        if f"(os error {number})" in text or os.strerror(number) in text:
+            return os.strerror(number).lower()
+    torn = ("PytorchStreamWriter", "inline_container.cc")
+    return "the file was cut off" if any(word in text for word in torn) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,12 @@ class Start:
         """Whether the weights are other than those that `spec.model` names."""
         return self.spec.layers is not None or self.reference.adapter is not None
 
+    @property
+    def place(self) -> str:
+        """Where the model is, wherever it is asked for: a local path from the root, else its name."""
+        path = Path(self.spec.model).expanduser()
+        return str(path.resolve()) if path.exists() else self.spec.model
+
     def load(self, dtype: torch.dtype | None = None) -> Any:
         """Return the language model, its adapter merged, its weights in `dtype` (default: float32).
 
@@ -88,6 +95,7 @@ class Start:
     def described(self, model: str) -> dict[str, Any]:
         """Return a guide's entry for `model`, which is shown prompts as this one is."""
         own = {name: getattr(self.spec, name) for name in ("template", "system", "chat")}
+        own["trust_remote_code"] = self.spec.trust_remote_code or None
         return {"model": model, **{name: value for name, value in own.items() if value is not None}}
 
 
@@ -123,7 +131,15 @@ def settle_padding(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def load_trained(folder: str, spec: ModelSpec | None = None) -> Any:
-    """Return the language model of a folder that a stage has written, in float32."""
+def load_trained(folder: str, spec: ModelSpec) -> Any:
+    """Return the language model of a folder that a stage has written, in float32.
+
+    Args:
+        folder: where it is.
+        spec: the model that training started from, whose own code it may need.
+    """
+    code = spec.trust_remote_code
     with load_errors(folder), quiet_transformers():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=code
+        )

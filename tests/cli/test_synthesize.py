@@ -302,8 +302,8 @@ BASE = ["--base", "b"]
         ([*REWARD, "--set", "base=null"], "base: missing → name the model to steer"),
         (
             ["--relabel", *REWARD],
-            'stdin:1: no field "chosen" (found id, prompt, n) → --relabel takes pairs; without it,'
-            " responses are drawn",
+            'stdin:1: no field "chosen" (found id, prompt, n) → a pair has prompt, chosen and'
+            " rejected",
         ),
         (
             [*BASE, "--reward", "tests.toys:nothing"],
