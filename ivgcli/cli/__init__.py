@@ -58,9 +58,9 @@ app.command(
     " --in prompts.jsonl --out pairs.jsonl"
 )(synthesis.synthesize)
 
-app.command(
-    epilog="Example: ivg train-implicit --init gpt2 --in pairs.jsonl --out runs/implicit"
-)(training.train_implicit)
+app.command(epilog="Example: ivg train-implicit --init gpt2 --in pairs.jsonl --out runs/implicit")(
+    training.train_implicit
+)
 
 app.command(
     epilog="Example: ivg train-explicit --init gpt2 --target fudge --in pairs.jsonl"

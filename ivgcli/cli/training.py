@@ -20,7 +20,6 @@ from ivgcli.cli.options import (
     MODELS,
     STREAMS,
     Device,
-    Guides,
     Limit,
     PrintRecipe,
     Quiet,
@@ -63,6 +62,25 @@ HeldOut = Annotated[
         rich_help_panel=STREAMS,
     ),
 ]
+OtherGuide = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guide",
+        metavar="NAME|FILE|DIR",
+        help="Another guide, to compare with in the report.",
+        rich_help_panel=MODELS,
+    ),
+]
+PairsOrPrompts = Annotated[
+    str | None,
+    typer.Option(
+        "--in",
+        "-i",
+        metavar="FILE|-|hf:NAME",
+        help="Preference pairs, or prompts where responses are drawn and the reward is given.",
+        rich_help_panel=STREAMS,
+    ),
+]
 OutFolder = Annotated[
     str | None,
     typer.Option("--out", "-o", metavar="DIR", help="Guide folder.", rich_help_panel=STREAMS),
@@ -89,7 +107,7 @@ def train_implicit(
     recipe: RecipeFile = None,
     init: Init = None,
     layers: Layers = None,
-    guide: Guides = None,
+    guide: OtherGuide = None,
     loss: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,7 +153,7 @@ def train_explicit(
     recipe: RecipeFile = None,
     init: Init = None,
     layers: Layers = None,
-    guide: Guides = None,
+    guide: OtherGuide = None,
     reward: Annotated[
         str | None,
         typer.Option(
@@ -183,7 +201,7 @@ def train_explicit(
     max_length: MaxLength = None,
     report_to: ReportTo = None,
     seed: Seed = None,
-    source: Pairs = None,
+    source: PairsOrPrompts = None,
     held_out: HeldOut = None,
     out: OutFolder = None,
     limit: Limit = None,

@@ -6,7 +6,13 @@ JSON is read and written here and nowhere else.
 from ivgcli.records.folders import TrainingFolder
 from ivgcli.records.journal import telling
 from ivgcli.records.pair_writers import PairWriter, open_pairs
-from ivgcli.records.pairs import Pair, preference, read_pairs, read_pairs_or_prompts, without_answers
+from ivgcli.records.pairs import (
+    Pair,
+    preference,
+    read_pairs,
+    read_pairs_or_prompts,
+    without_answers,
+)
 from ivgcli.records.prompts import Prompt, read_prompts
 from ivgcli.records.writers import (
     Format,

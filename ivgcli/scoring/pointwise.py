@@ -108,10 +108,10 @@ class RewardModel:
             )
         ]
         mask = [torch.ones_like(row) for row in rows]
-        padding = self.tokenizer.pad_token_id
+        device: Any = self.model.device
         return {
-            "input_ids": pad_sequence(rows, True, padding).to(self.model.device),
-            "attention_mask": pad_sequence(mask, True, 0).to(self.model.device),
+            "input_ids": pad_sequence(rows, True, self.tokenizer.pad_token_id).to(device),
+            "attention_mask": pad_sequence(mask, True, 0).to(device),
         }
 
     def _ended(self, ids: Sequence[int], finished: bool) -> list[int]:

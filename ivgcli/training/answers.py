@@ -66,7 +66,7 @@ def rewarded(
     """
     reward = Reward(spec, networks)
     found: list[Answer] = []
-    for _, group in groupby(answers, lambda each: each.prompt.id):
+    for _, group in groupby(answers, lambda each: each.prompt):
         those = list(group)
         texts, ended = [each.text for each in those], [each.ended for each in those]
         numbers, failure = reward.score(prompted(those[0].prompt), texts, ended)

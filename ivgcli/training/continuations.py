@@ -127,7 +127,7 @@ def mean_targets(
     returns: dict[str, list[float]] = {}
     for each in continuations:
         returns.setdefault(each.prompt.id, []).append(_reward(each))
-    found = []
+    found: list[Targets] = []
     for answer, example, chosen in zip(answers, examples, places, strict=True):
         own = [_reward(answer)]
         targets: list[float | None] = [own[0] if drawn else None] * len(example.response_ids)

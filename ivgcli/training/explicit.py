@@ -6,6 +6,7 @@ Reference: Mudgal et al. (2023), controlled decoding (FUDGE and CD-Q); Han et al
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,12 +31,12 @@ from ivgcli.records import Prompt
 from ivgcli.training import rollouts
 from ivgcli.training.answers import Answer, encode, rewarded
 from ivgcli.training.continuations import branch, completed, mean_targets
-from ivgcli.training.foresight import require_parts
+from ivgcli.training.foresight import longest, require_parts
 from ivgcli.training.implicit import adapter
 from ivgcli.training.options import LENGTH, arguments, building
 from ivgcli.training.reading import explicit_values
 from ivgcli.training.scorer import PrefixScorer, as_scorer, save_value
-from ivgcli.training.selection import EncodedPair
+from ivgcli.training.selection import EncodedPair, cut
 from ivgcli.training.sequences import Encoder, Example
 from ivgcli.training.stages import Setting, saving, train, watched
 from ivgcli.training.start import Start
@@ -114,7 +115,8 @@ class Explicit:
                 networks = Networks(where.device, where.dtype, self.setting.say)
                 return rewarded(answers, self.recipe.reward, networks, progress.advance)
             model = self.load(REWARD_MODEL)
-            examples = encode(answers, self.encoder)
+            most = longest(model.config) or sys.maxsize
+            examples = [cut(each, most) for each in encode(answers, self.encoder)]
             values = explicit_values(
                 model, "scalar", examples, rollouts.AT_ONCE, advance=progress.advance
             )
@@ -184,19 +186,20 @@ class Explicit:
     def _train_round(self, number: int, name: str, answers: Sequence[Answer]) -> None:
         """Train on all responses so far and write the value."""
         spec = self.recipe.value
-        longest = self.recipe.data.max_length
+        most = longest(self.start.config, self.recipe.data.max_length) or sys.maxsize
         encoded = list(zip(answers, encode(answers, self.encoder), strict=True))
-        fitting = [(answer, each) for answer, each in encoded if len(each.ids) <= longest]
+        fitting = [(answer, each) for answer, each in encoded if len(each.ids) <= most]
         if len(fitting) < len(encoded):
             missed = len(encoded) - len(fitting)
-            self.setting.say(f"{missed:,} responses left out (beyond {longest} tokens)")
+            self.setting.say(f"{missed:,} responses left out (beyond {most} tokens)")
         if not fitting:
-            what = f"no response ends within {longest} tokens"
-            raise ModelError("data.max_length", what, "raise it")
+            what = f"no response ends within {most} tokens"
+            hint = "raise it, or start from a network with more positions"
+            raise ModelError("data.max_length", what, hint)
         answers, examples = [each for each, _ in fitting], [each for _, each in fitting]
         data = rows(
             examples,
-            self._continuation_targets(number, answers, examples),
+            self.continuation_targets(number, answers, examples),
             rollouts.next_tokens(self.setting, answers, examples, self.vocabulary)
             if spec.target == "cd-q"
             else None,
@@ -242,7 +245,7 @@ class Explicit:
         self.setting.processes.wait()
         return str(path)
 
-    def _continuation_targets(
+    def continuation_targets(
         self, number: int, answers: Sequence[Answer], examples: Sequence[Example]
     ) -> list[Targets] | None:
         """Return monte-carlo's targets where they are means of several continuations."""
@@ -251,7 +254,7 @@ class Explicit:
             return None
         assert given is not None, "a recipe that draws has rollouts"
         drawn = spec.responses != "given"
-        longest = given.sampling.max_new_tokens if drawn else None
+        limit = given.sampling.max_new_tokens if drawn else None
         first = 0 if spec.head == "scalar" else 1
         seed = rollouts.seed_of(self.recipe, 1_000 + number)
         tokenizer = self.start.tokenizer
@@ -259,7 +262,7 @@ class Explicit:
 
         def reward(found: Sequence[Answer]) -> list[Answer]:
             """Give continuations the rewards of the whole responses that they complete."""
-            whole = self.reward(completed(found, answers, self.encoder, longest))
+            whole = self.reward(completed(found, answers, self.encoder, limit))
             return [replace(each, reward=of.reward) for each, of in zip(found, whole, strict=True)]
 
         continuations = rollouts.draw(

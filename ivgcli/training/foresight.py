@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from transformers import AutoConfig, TrainingArguments
 from trl import RewardConfig
@@ -37,6 +38,17 @@ def require_parts(setting: Setting, start: Start) -> None:
         networks.tokenizer(spec)
     if recipe.rollouts is not None:
         require_vocabulary(recipe, networks.tokenizer(recipe.rollouts.base), start.tokenizer)
+
+
+def longest(config: Any, wanted: int | None = None) -> int | None:
+    """Return how many tokens a network is to read: no more than it has positions for.
+
+    Args:
+        config: the network's configuration.
+        wanted: `data.max_length`; None: all that the network can.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min((each for each in (positions, wanted) if each is not None), default=None)
 
 
 def require_reward(spec: RewardSpec, say: Callable[[str], None]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ivgcli import figures
 from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, InitSpec
+from ivgcli.recipes.training import Head
 from ivgcli.records import Pair
 from ivgcli.training import measures
 from ivgcli.training.answers import Answer, encode
+from ivgcli.training.foresight import longest
 from ivgcli.training.measures import Pairs, Valued
 from ivgcli.training.reading import explicit_values, implicit_values
 from ivgcli.training.scorer import as_scorer
@@ -64,7 +67,9 @@ class Reading:
     def implicit(self, pair: tuple[Any, Any], encoder: Encoder, answers: Sequence[Answer]) -> Any:
         """Return the implicit value of every prefix of every answer."""
         with self.setting.progress("reading values", len(answers), 0, "responses") as bar:
-            return implicit_values(*pair, self._tokens(answers, encoder), AT_ONCE, bar.advance)
+            return implicit_values(
+                *pair, self._tokens(answers, encoder, pair[0]), AT_ONCE, bar.advance
+            )
 
     def explicit(
         self, model: Any, head: Any, link: Any, encoder: Encoder, answers: Sequence[Answer]
@@ -72,13 +77,13 @@ class Reading:
         """Return the explicit value of every prefix of every answer."""
         with self.setting.progress("reading values", len(answers), 0, "responses") as bar:
             return explicit_values(
-                model, head, self._tokens(answers, encoder), AT_ONCE, link, bar.advance
+                model, head, self._tokens(answers, encoder, model), AT_ONCE, link, bar.advance
             )
 
-    def _tokens(self, answers: Sequence[Answer], encoder: Encoder) -> list[Example]:
+    def _tokens(self, answers: Sequence[Answer], encoder: Encoder, model: Any) -> list[Example]:
         """Return answers in a network's tokens, as far as training would have read them."""
-        longest = self.setting.recipe.data.max_length
-        return [cut(each, longest) for each in encode(answers, encoder)]
+        most = longest(model.config, self.setting.recipe.data.max_length) or sys.maxsize
+        return [cut(each, most) for each in encode(answers, encoder)]
 
     def other_explicit(self, guide: Guide | None, answers: Sequence[Answer]) -> Any:
         """Return the values of another guide's explicit value; None if it has none that reads tokens."""
@@ -87,7 +92,7 @@ class Reading:
             return None
         start = Start(InitSpec(**spec.model.model_dump()), self.setting.say, classifier=True)
         width = int(start.config.num_labels)
-        head = "scalar" if width == 1 else "token-q"
+        head: Head = "scalar" if width == 1 else "token-q"
         scorer = as_scorer(start.plain.source, head, width, **start.options)
         model = scorer.model.eval().to(self.setting.device)
         return self.explicit(model, head, spec.link, Encoder(start.form), answers)

@@ -20,7 +20,7 @@ from ivgcli.recipes import Guide, InitSpec, TrainExplicitRecipe, run_id, to_yaml
 from ivgcli.records import Prompt
 from ivgcli.training.answers import Answer
 from ivgcli.training.lookahead import next_distributions
-from ivgcli.training.sequences import Example
+from ivgcli.training.sequences import Encoder, Example
 from ivgcli.training.stages import Setting
 from ivgcli.training.start import Start
 from ivgcli.workflows.generate import generate
@@ -63,19 +63,37 @@ def draw(
     if not prompts:
         return []
     path = setting.folder.path / FOLDER / f"{name}.jsonl"
-    if setting.processes.first and not path.is_file():
-        with records.telling(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        drawn = path.with_suffix(".drawn.jsonl")
-        _decode(setting, drawn, prompts, responses, guide, seed, name)
-        lines = records.read_records(drawn)
-        answers = reward(_answers(lines, name, prompts))
-        rewarded = [_line(line, answer.reward) for line, answer in zip(lines, answers, strict=True)]
-        records.write_records(path, rewarded)
-        for each in path.parent.glob(f"{drawn.name}*"):
-            each.unlink()
-    setting.processes.wait()
+    try:
+        if setting.processes.first and not path.is_file():
+            _write(setting, path, prompts, responses, guide, reward, seed)
+    finally:
+        # Whatever came of it: the others see whether the file is there.
+        setting.processes.wait()
+    if not path.is_file():
+        raise RecordError(str(path), "the first process has not drawn it")
     return _answers(records.read_records(path), name, prompts)
+
+
+def _write(
+    setting: Setting,
+    path: Path,
+    prompts: Sequence[Prompt],
+    responses: int,
+    guide: Guide | None,
+    reward: Rewarding,
+    seed: int,
+) -> None:
+    """Draw, reward and write responses; what is drawn is kept apart until all have their rewards."""
+    with records.telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = path.with_suffix(".drawn.jsonl")
+    _decode(setting, drawn, prompts, responses, guide, seed, path.stem)
+    lines = records.read_records(drawn)
+    answers = reward(_answers(lines, path.stem, prompts))
+    rewarded = [_line(line, answer.reward) for line, answer in zip(lines, answers, strict=True)]
+    records.write_records(path, rewarded)
+    for each in path.parent.glob(f"{drawn.name}*"):
+        each.unlink()
 
 
 def _decode(
@@ -146,11 +164,9 @@ def next_tokens(
     """
     recipe: Any = setting.recipe
     base = Start(InitSpec(**recipe.rollouts.base.model_dump()), setting.say)
+    encoder = Encoder(base.form)
     asked = [
-        replace(
-            example,
-            prompt_ids=base.form.encode(answer.prompt.text, answer.prompt.messages, answer.id),
-        )
+        replace(example, prompt_ids=encoder.encode(answer.prompt, "").prompt_ids)
         for answer, example in zip(answers, examples, strict=True)
     ]
     dtype = torch.bfloat16 if setting.bf16 else torch.float32

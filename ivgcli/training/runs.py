@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from ivgcli.records import Pair, Prompt
 from ivgcli.training import implicit, report, tables
 from ivgcli.training.answers import Answer, answers_of, distinct
 from ivgcli.training.explicit import VALUE, Explicit
+from ivgcli.training.foresight import longest
 from ivgcli.training.selection import Selection, encode_pairs
 from ivgcli.training.sequences import Encoder
 from ivgcli.training.stages import Setting
@@ -81,10 +83,11 @@ def selected(
     """Return pairs in tokens, having told what was left out of them."""
     if not pairs:
         return Selection([])
-    found = encode_pairs(pairs, Encoder(start.form), setting.recipe.data.max_length, cutting)
+    most = longest(start.config, setting.recipe.data.max_length) or sys.maxsize
+    found = encode_pairs(pairs, Encoder(start.form), most, cutting)
     reasons = [f"{count:,} left out ({why})" for why, count in found.left_out.items()]
     if found.cut:
-        reasons.append(f"{found.cut:,} cut at {setting.recipe.data.max_length} tokens")
+        reasons.append(f"{found.cut:,} cut at {most} tokens")
     setting.say(", ".join([f"{len(found.pairs):,} pairs {role}", *reasons]))
     return found
 
@@ -120,7 +123,8 @@ def finished(
     folder.account({**account, "seconds": round(seconds, 1)})
     folder.finish(to_guide(guide))
     setting.processes.wait()
-    return Outcome(lines, seconds, tables.table(lines))
+    shown = [tables.table(lines), tables.headline(lines)]
+    return Outcome(lines, seconds, "\n\n".join(part for part in shown if part))
 
 
 def train_explicit(setting: Setting, given: Sequence[Any], held_out: Sequence[Any]) -> Outcome:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Container, Sequence
 
 from ivgcli.console import table as drawn
-from ivgcli.statistics import NORMAL_95
 from ivgcli.training.measures import FRACTIONS, Kind, Line
 
 ALONG = {
@@ -14,10 +13,8 @@ ALONG = {
     "agreement": "implicit and explicit order pairs alike",
     "reward_spearman": "rank correlation with the reward",
     "difference_spearman": "rank correlation of pair differences",
-    "reward_pearson": "linear correlation with the reward",
-    "difference_pearson": "linear correlation of pair differences",
 }
-"""Measures along the response, in the order of their rows."""
+"""Measures along the response, in the order of their rows; metrics.jsonl has linear correlations, too."""
 
 SINGLE = {
     "reward_margin": "reward margin, implicit",
@@ -50,7 +47,7 @@ def table(lines: Sequence[Line]) -> str:
         lines: of `ivgcli.training.measures`; others are passed over, and a table without lines is
             left out.
     """
-    parts = [_along(lines), _single(lines), _bins(lines)]
+    parts = [_along(lines), _single(lines)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -115,22 +112,6 @@ def _single(lines: Sequence[Line]) -> str:
         return ""
     caption = [words for head, words in LEGEND if any(name.startswith(head) for name in known)]
     return "\n".join([*caption, "", drawn(["", "value", "95 %", "n"], rows)])
-
-
-def _bins(lines: Sequence[Line]) -> str:
-    """Return the table of calibration: what was promised, what came."""
-    bins = [each for each in lines if each.get("measure") == "calibration_bin"]
-    if not bins:
-        return ""
-    digits = _digits(*(each[name] for each in bins for name in ("mean_value", "mean_return")))
-    rows = []
-    for each in bins:
-        error = each["standard_error"]
-        half = "" if error is None else f"±{_fixed(NORMAL_95 * error, digits)}"
-        mean = (_fixed(each["mean_value"], digits), _fixed(each["mean_return"], digits), half)
-        rows.append([str(each["bin"] + 1), *mean, f"{each['n']:,}"])
-    columns = ["calibration, bin", "mean value", "mean return", "95 %", "prefixes"]
-    return drawn(columns, rows)
 
 
 def _counts(lines: Sequence[Line], measures: Container[str]) -> str:

@@ -25,7 +25,7 @@ steer() { # NAME MODE [flags]: decode the held-out prompts
 steer 1-base base
 steer 2-eft-i eft-i --guide $out/implicit --weight 1
 steer 3-cbs-e-fudge cbs-e --guide $out/fudge
-steer 4-eft-e-vas eft-e --guide $out/vas --weight 3
-steer 5-eft-e-ivo eft-e --guide $out/ivo --weight 3
+steer 4-eft-e-vas eft-e --guide $out/vas --weight 8
+steer 5-eft-e-ivo eft-e --guide $out/ivo --weight 8
 steer 6-ivg ivg --guide $out/implicit --guide $out/fudge
 python recipes/critics/show.py $out/[1-9]-*.jsonl

@@ -73,7 +73,10 @@ def test_every_shape_of_a_pair_is_read(row, asked, answers, tmp_path):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"prompt": "x"}, 'no field "chosen" (found prompt) → a pair has prompt, chosen and rejected'),
+        (
+            {"prompt": "x"},
+            'no field "chosen" (found prompt) → a pair has prompt, chosen and rejected',
+        ),
         ({"prompt": "x", "chosen": "a", "rejected": None}, 'no field "rejected"'),
         ({"prompt": "x", "chosen": "a", "rejected": [BAD]}, "are not both texts or both lists"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "share no prompt"),
