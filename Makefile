@@ -5,6 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 TORCH ?= torch==2.13.0
+JOBS ?= 2
 OUT = runs/demo
 STEER = recipes/critics/steer.yaml
 PROMPTS = recipes/critics/prompts.jsonl
@@ -36,7 +37,7 @@ demo: $(VENV)/ready
 	@echo "The responses are in $(OUT)/, one JSON line each."
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -108,7 +108,7 @@ class OptimiserSpec(Section):
     """Steps over which the learning rate rises; below 1, a share of all steps."""
     weight_decay: NotNegative = 0.0
     max_grad_norm: NotNegative = 1.0
-    trl: dict[str, JsonValue] = {}
+    trl: dict[str, JsonValue] = Field(default_factory=dict)
     """Any other argument of the trainer (TRL's config class, for the value transformers'), as it is
     called there."""
 

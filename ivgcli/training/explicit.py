@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
-from trl import RewardConfig, RewardTrainer
 
 from ivgcli.errors import ModelError
 from ivgcli.models.loading import Networks
@@ -29,10 +28,10 @@ from ivgcli.recipes import (
 from ivgcli.recipes.training import Head
 from ivgcli.records import Prompt
 from ivgcli.training import rollouts
+from ivgcli.training.adapters import lora_config
 from ivgcli.training.answers import Answer, encode, rewarded
 from ivgcli.training.continuations import branch, completed, mean_targets
 from ivgcli.training.foresight import longest, require_parts
-from ivgcli.training.implicit import adapter
 from ivgcli.training.options import LENGTH, arguments, building
 from ivgcli.training.reading import explicit_values
 from ivgcli.training.scorer import PrefixScorer, as_scorer, save_value
@@ -67,9 +66,10 @@ class Explicit:
 
     def train_reward_model(self, pairs: Sequence[EncodedPair]) -> None:
         """Fit a reward model to pairs by Bradley and Terry's likelihood, unless it is finished already."""
-        folder = self.setting.folder
-        if not folder.has(REWARD_MODEL):
-            spec = self.recipe.reward_model
+        if not self.setting.folder.has(REWARD_MODEL):
+            from trl import RewardConfig, RewardTrainer  # seconds, which a given reward saves
+
+            spec, lora = self.recipe.reward_model, self.recipe.lora
             data = [
                 {
                     "chosen_ids": pair.chosen.ids,
@@ -93,7 +93,7 @@ class Explicit:
                     args=options,
                     train_dataset=Dataset.from_list(data),
                     processing_class=self.start.tokenizer,
-                    peft_config=adapter(self.recipe.lora, "SEQ_CLS"),
+                    peft_config=None if lora is None else lora_config(lora, "SEQ_CLS"),
                 )
             came_to = train(trainer, self.setting, "reward_model", "reward model")
             model = trainer.accelerator.unwrap_model(trainer.model)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from transformers import AutoConfig, TrainingArguments
-from trl import RewardConfig
 
 from ivgcli.errors import ModelError
 from ivgcli.models.loading import Networks, load_errors, source_options
@@ -30,6 +29,8 @@ def require_parts(setting: Setting, start: Start) -> None:
     recipe: TrainExplicitRecipe = setting.recipe  # type: ignore[assignment]
     arguments(TrainingArguments, recipe.value, setting, "value", 1)
     if recipe.reward is None:
+        from trl import RewardConfig  # seconds, which a given reward saves
+
         arguments(RewardConfig, recipe.reward_model, setting, "reward_model", 1)
     else:
         require_reward(recipe.reward, setting.say)

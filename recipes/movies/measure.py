@@ -17,11 +17,11 @@ from gold import RATINGS, Judge
 
 from ivgcli.console import table
 from ivgcli.models.loading import Networks
-from ivgcli.recipes import RewardSpec
+from ivgcli.models.prompts import PromptFormat
+from ivgcli.recipes import ModelSpec
+from ivgcli.scoring.pointwise import RewardModel
 from ivgcli.scoring.sentiment import vader
 from ivgcli.statistics import bootstrap_interval, spearman
-from ivgcli.values import Prompted
-from ivgcli.workflows.rewards import Reward
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -29,18 +29,18 @@ def lines_of(path: Path) -> list[dict]:
     return [json.loads(each) for each in path.read_text(encoding="utf-8").splitlines()]
 
 
-def rewards_of(reward: Reward, lines: list[dict]) -> torch.Tensor:
-    """Return the reward of each response."""
-    return torch.tensor(
-        [
-            reward.score(
-                Prompted(str(n), line["prompt"], None, line["prompt"]),
-                [line["response"]],
-                [line.get("finish", "eos") == "eos"],
-            )[0][0]
-            for n, line in enumerate(lines)
-        ]
-    )
+def reward_model(folder: Path, networks: Networks) -> RewardModel:
+    """Return the reward model, or the value, that a folder holds."""
+    spec = ModelSpec(model=str(folder), chat=False)
+    model, tokenizer = networks.classifier(spec)
+    return RewardModel(spec.model, model, tokenizer, PromptFormat(tokenizer, chat=False))
+
+
+def rewards_of(reward: RewardModel, lines: list[dict]) -> torch.Tensor:
+    """Return the reward of each response, taken as whole even where it was cut at the limit: a reward
+    model knows whole reviews only."""
+    prompts, responses = ([line[name] for line in lines] for name in ("prompt", "response"))
+    return torch.tensor(reward.score(prompts, responses, [True] * len(lines)))
 
 
 def with_interval(numbers: torch.Tensor, statistic=torch.mean) -> str:
@@ -59,8 +59,7 @@ def main() -> None:
     rows = []
     rewards = {}
     for name in ("reward-model", "value"):
-        spec = {"model": {"model": str(runs / "explicit" / name), "chat": False}}
-        rewards[name] = Reward(RewardSpec.model_validate(spec), networks)
+        rewards[name] = reward_model(runs / "explicit" / name, networks)
         found = torch.stack([rewards_of(rewards[name], rated), ratings], 1)
         rows.append([name, with_interval(found, lambda both: spearman(both[:, 0], both[:, 1]))])
     words = torch.tensor(vader([""] * len(rated), [line["response"] for line in rated]))

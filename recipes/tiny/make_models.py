@@ -1,10 +1,11 @@
-"""Make two tiny language models that can write film-review words, in a quarter of a minute on a CPU.
+"""Make two tiny language models that can write film-review words, and prompts for them.
 
 python recipes/tiny/make_models.py REVIEWS FOLDER
 
 REVIEWS are preference pairs such as recipes/movies/pairs-train.jsonl. FOLDER gets base/ (three
 layers, to be steered) and small/ (two layers, to start guides from), which share a vocabulary of
-whole words.
+whole words; and prompts-train.jsonl and prompts-held-out.jsonl, the first two words of clauses, of
+different beginnings.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ WORDS = 1200
 SPECIALS = ["<pad>", "<end>"]
 SIZES = {"base": {"hidden_size": 128, "num_hidden_layers": 3}}
 SIZES["small"] = {"hidden_size": 64, "num_hidden_layers": 2}
-STEPS, BATCH, LENGTH = 300, 32, 24
+STEPS, BATCH, LENGTH = 250, 32, 24
+PROMPTS = {"train": 240, "held-out": 48}
 
 
 def phrases(reviews: Path) -> list[list[str]]:
@@ -83,8 +85,19 @@ def trained(size: dict[str, int], rows: list[list[int]], vocabulary: int) -> Lla
     return model.eval()
 
 
+def write_prompts(clauses: list[list[str]], known: dict[str, int], folder: Path) -> None:
+    """Write both files of prompts."""
+    begun = dict.fromkeys(
+        " ".join(words[:2]) for words in clauses if all(word in known for word in words[:2])
+    )
+    left = iter(begun)
+    for name, count in PROMPTS.items():
+        lines = [json.dumps({"prompt": next(left)}) for _ in range(count)]
+        (folder / f"prompts-{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Train both models and write them."""
+    """Write models and prompts."""
     reviews, folder = Path(sys.argv[1]), Path(sys.argv[2])
     clauses = phrases(reviews)
     tokenizer = tokenizer_of(clauses)
@@ -98,6 +111,7 @@ def main() -> None:
         model = trained(size, rows, len(tokenizer))
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    write_prompts(clauses, known, folder)
 
 
 if __name__ == "__main__":

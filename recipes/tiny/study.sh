@@ -8,18 +8,17 @@ reviews=recipes/movies/pairs-train.jsonl
 mkdir -p $out
 
 python $here/make_models.py $reviews $out/models
-python $here/prompts.py $reviews $out/models/base $out
 
-ivg synthesize $here/synthesize.yaml --in $out/prompts-train.jsonl --out $out/pairs.jsonl
+ivg synthesize $here/synthesize.yaml --in $out/models/prompts-train.jsonl --out $out/pairs.jsonl
 ivg train-implicit $here/train-implicit.yaml --in $out/pairs.jsonl --out $out/implicit
 ivg train-explicit $here/fudge.yaml --in $out/pairs.jsonl --out $out/fudge --guide $out/implicit
-ivg train-explicit $here/vas.yaml --in $out/prompts-train.jsonl --out $out/vas
-ivg train-explicit $here/ivo.yaml --in $out/prompts-train.jsonl --out $out/ivo
+ivg train-explicit $here/vas.yaml --in $out/models/prompts-train.jsonl --out $out/vas
+ivg train-explicit $here/ivo.yaml --in $out/models/prompts-train.jsonl --out $out/ivo
 
 steer() { # NAME MODE [flags]: decode the held-out prompts
     local name=$1 mode=$2
     shift 2
-    ivg generate --base $out/models/base --mode "$mode" --in $out/prompts-held-out.jsonl \
+    ivg generate --base $out/models/base --mode "$mode" --in $out/models/prompts-held-out.jsonl \
         --out $out/"$name".jsonl --max-new-tokens 16 --samples 4 --set chunk.chunk_length=4 "$@"
 }
 steer 1-base base
