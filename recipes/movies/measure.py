@@ -37,8 +37,10 @@ def reward_model(folder: Path, networks: Networks) -> RewardModel:
 
 
 def rewards_of(reward: RewardModel, lines: list[dict]) -> torch.Tensor:
-    """Return the reward of each response, taken as whole even where it was cut at the limit: a reward
-    model knows whole reviews only."""
+    """Return the reward of each response.
+
+    It is taken as whole even where it was cut at the limit: a reward model knows whole reviews only.
+    """
     prompts, responses = ([line[name] for line in lines] for name in ("prompt", "response"))
     return torch.tensor(reward.score(prompts, responses, [True] * len(lines)))
 
