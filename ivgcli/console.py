@@ -140,7 +140,7 @@ class Progress:
         if fresh > 0:
             rate = fresh / max(self._clock() - self._began, 1e-9)
             left = (self.total - self._work) / rate
-            parts += [f"{60 * rate:.3g} a minute", f"{_duration(left)} left"]
+            parts += [f"{_count(60 * rate)} a minute", f"{_duration(left)} left"]
         return ", ".join([*parts, self._text] if self._text else parts)
 
     def __enter__(self) -> Progress:
@@ -168,6 +168,7 @@ def _bar(stream: TextIO, titled: bool) -> Bar:
     """Return a bar with count, rate and time left, which disappears when it is done."""
     from rich import progress
     from rich.console import Console
+    from rich.table import Column
     from rich.text import Text
 
     class Pace(progress.ProgressColumn):
@@ -178,19 +179,25 @@ def _bar(stream: TextIO, titled: bool) -> Bar:
         def render(self, task: progress.Task) -> Text:
             if not task.speed or task.time_remaining is None:
                 return Text("")
-            return Text(f"{60 * task.speed:.3g} a minute, {_duration(task.time_remaining)} left")
+            pace = f"{_count(60 * task.speed)} a minute"
+            return Text(f"{pace}, {_duration(task.time_remaining)} left")
 
     title = [progress.TextColumn("{task.description}", markup=False)] if titled else []
     return progress.Progress(
         *title,
         progress.BarColumn(bar_width=None),
         progress.TextColumn("{task.fields[done]}/{task.total}"),
-        Pace(),
+        Pace(table_column=Column(no_wrap=True)),
         progress.TextColumn("{task.fields[text]}", markup=False),
         console=Console(file=stream, stderr=True),
         transient=True,
         expand=True,
     )
+
+
+def _count(number: float) -> str:
+    """Return a number to three digits, or all of those before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _duration(seconds: float) -> str:

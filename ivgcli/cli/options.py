@@ -40,6 +40,14 @@ Guides = Annotated[
         rich_help_panel=MODELS,
     ),
 ]
+RewardLabel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Label of a classifier whose log-odds are the reward.",
+        rich_help_panel=MODELS,
+    ),
+]
 Source = Annotated[
     str | None,
     typer.Option(

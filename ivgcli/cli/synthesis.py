@@ -32,6 +32,7 @@ from ivgcli.cli.options import (
     Quiet,
     RecipeFile,
     Resume,
+    RewardLabel,
     Rows,
     Seed,
     Sets,
@@ -61,14 +62,7 @@ def synthesize(
             rich_help_panel=MODELS,
         ),
     ] = None,
-    reward_label: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Label of a classifier whose log-odds are the reward.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    reward_label: RewardLabel = None,
     responses: Annotated[
         int | None,
         typer.Option(

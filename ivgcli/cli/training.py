@@ -25,6 +25,7 @@ from ivgcli.cli.options import (
     Quiet,
     RecipeFile,
     Resume,
+    RewardLabel,
     Seed,
     Sets,
 )
@@ -162,14 +163,7 @@ def train_explicit(
             rich_help_panel=MODELS,
         ),
     ] = None,
-    reward_label: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Label of a classifier whose log-odds are the reward.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    reward_label: RewardLabel = None,
     base: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Model that draws responses.", rich_help_panel=MODELS),

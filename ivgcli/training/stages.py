@@ -36,8 +36,9 @@ class Setting:
 
     recipe: Training
     folder: TrainingFolder
-    progress: Callable[[str, int, int], Any]
-    """Makes a progress bar from a stage's title, its steps, and how many of them are done."""
+    progress: Callable[..., Any]
+    """Makes a progress bar from a stage's title, its steps, how many of them are done, and what they
+    are called if not steps."""
     say: Callable[[str], None] = lambda text: None
     warn: Callable[[str], None] = lambda text: None
     device: torch.device = field(init=False)

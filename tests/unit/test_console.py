@@ -37,6 +37,15 @@ def test_off_a_terminal_a_line_is_told_every_half_minute() -> None:
     ]
 
 
+def test_a_stage_says_its_title_and_what_it_counts_and_fast_ones_read_as_whole_numbers() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(4000, stream=stream, clock=clock, things="steps", title="value") as progress:
+        clock.now = 30.0
+        progress.advance(1900, "loss 0.5")
+    # 1,900 steps in 30 s; the 2,100 left take 33 s.
+    assert stream.getvalue() == "value: 1900/4000 steps, 3,800 a minute, 33 s left, loss 0.5\n"
+
+
 def test_work_under_way_moves_rate_and_time_left_but_not_the_count() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress(24, stream=stream, clock=clock) as progress:
