@@ -168,23 +168,26 @@ def explicit_lines(
     """
     reading = Reading(setting)
     lines: list[Line] = []
-    rewards = [each.reward for each in answers]
-    first = 0 if head == "scalar" else 1
+    values: Sequence[Any] = ()
     if answers:
-        own = paired(reading.explicit(model, head, link, encoder, answers), rewards)
+        rewards = [each.reward for each in answers]
+        values = reading.explicit(model, head, link, encoder, answers)
+        own = paired(values, rewards)
         lines += measures.pairwise_accuracy("explicit", own) + measures.correlation("explicit", own)
         other = reading.other_implicit(setting.recipe.guide, answers)
         if other is not None:
             theirs = paired(other, rewards)
             lines += measures.pairwise_accuracy("implicit", theirs)
             lines += measures.correlation("implicit", theirs) + measures.agreement(theirs, own)
-    drawn = rollouts or answers
     # A log-probability is neither a reward nor the mean of what follows it.
-    if drawn and link == "identity":
-        values = reading.explicit(model, head, link, encoder, drawn)
-        returns = [Valued(value, each.reward) for value, each in zip(values, drawn, strict=True)]
-        lines += measures.td_residual(returns, first) + measures.calibration(returns)
-    return lines
+    if link != "identity":
+        return lines
+    if rollouts:
+        values = reading.explicit(model, head, link, encoder, rollouts)
+    drawn = rollouts or answers
+    returns = [Valued(value, each.reward) for value, each in zip(values, drawn, strict=True)]
+    first = 0 if head == "scalar" else 1
+    return lines + measures.td_residual(returns, first) + measures.calibration(returns)
 
 
 def draw_figure(setting: Setting, lines: Sequence[Line]) -> list[Path]:

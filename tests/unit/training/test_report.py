@@ -163,6 +163,23 @@ def test_rollouts_are_what_it_is_calibrated_on() -> None:
     assert explicit_lines("scalar", answers=[]) == []
 
 
+def test_every_response_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs are ranked and calibrated by one reading; rollouts are read beside them."""
+    read: list[str] = []
+
+    def counted(model: Any, head: Any, examples: Any, *rest: Any) -> Any:
+        read.extend(each.id for each in examples)
+        return explicit_values(model, head, examples, *rest)
+
+    monkeypatch.setattr(report, "explicit_values", counted)
+    explicit_lines("scalar")
+    assert read == [each.id for each in answers()]
+    read.clear()
+    drawn = [Answer(f"r{n}", PAIRS[0].prompt, " a slow", True, float(n)) for n in range(2)]
+    explicit_lines("scalar", rollouts=drawn)
+    assert read == [each.id for each in (*answers(), *drawn)]
+
+
 def test_the_step_from_an_empty_response_is_no_residual_of_a_token_q_head() -> None:
     """Its value is 0 by definition: a response of n tokens has n − 1 steps, and of a scalar head n."""
     sizes = [len(encoder().encode(each.prompt, each.text).response_ids) for each in answers()]
