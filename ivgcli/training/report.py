@@ -91,6 +91,12 @@ class Reading:
         if not isinstance(spec, ExplicitSpec) or spec.model is None:
             return None
         start = Start(InitSpec(**spec.model.model_dump()), self.setting.say, classifier=True)
+        known = start.config.architectures or []
+        whole = any("SequenceClassification" in name for name in known)
+        if start.reference.adapter is not None or not whole:
+            # Its head would be missing, and all its values 0.
+            self.setting.say(f"{spec.model.model} is no whole classifier: it is not compared")
+            return None
         width = int(start.config.num_labels)
         head: Head = "scalar" if width == 1 else "token-q"
         scorer = as_scorer(start.plain.source, head, width, **start.options)

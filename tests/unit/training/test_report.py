@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,17 @@ def test_what_cannot_be_compared_is_left_out_and_told() -> None:
     for guide in (prompted, {"explicit": "tests.toys:vowels"}):
         assert measured(explicit_lines("scalar", guide=guide), "agreement") == []
         assert measured(implicit_lines(guide), "agreement") == []
+
+
+def test_a_guide_without_a_head_of_its_own_is_not_compared_by_zeros() -> None:
+    """An adapter's head lies beside its base, and a language model has none."""
+    adapted = scratch("adapter")
+    config = {"base_model_name_or_path": folder("scalar"), "peft_type": "LORA"}
+    (adapted / "adapter_config.json").write_text(json.dumps(config))
+    for name in (str(adapted), folder("llama-tuned")):
+        said: list[str] = []
+        assert measured(implicit_lines({"explicit": name}, said), "agreement") == []
+        assert said == [f"{name} is no whole classifier: it is not compared"]
 
 
 # ----------------------------------------------------------------------------------------- figures
