@@ -322,7 +322,7 @@ def _run(
         folder,
         progress,
         lambda text: console.say(text, quiet=quiet),
-        lambda text: None if os.environ.get("RANK", "0") != "0" else console.warn(text),
+        lambda text: console.warn(text) if folder.writes else None,
     )
     outcome = getattr(runs, workflow)(setting, given, held_out)
     if outcome.table:

@@ -33,7 +33,7 @@ from ivgcli.training.answers import Answer, encode, rewarded
 from ivgcli.training.continuations import branch, completed, mean_targets
 from ivgcli.training.foresight import longest, require_parts
 from ivgcli.training.options import LENGTH, arguments, building
-from ivgcli.training.reading import explicit_values
+from ivgcli.training.reading import AT_ONCE, explicit_values
 from ivgcli.training.scorer import PrefixScorer, as_scorer, save_value
 from ivgcli.training.selection import EncodedPair, cut
 from ivgcli.training.sequences import Encoder, Example
@@ -117,9 +117,7 @@ class Explicit:
             model = self.load(REWARD_MODEL)
             most = longest(model.config) or sys.maxsize
             examples = [cut(each, most) for each in encode(answers, self.encoder)]
-            values = explicit_values(
-                model, "scalar", examples, rollouts.AT_ONCE, advance=progress.advance
-            )
+            values = explicit_values(model, "scalar", examples, AT_ONCE, advance=progress.advance)
         return [
             replace(answer, reward=float(each[-1]))
             for answer, each in zip(answers, values, strict=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ivgcli.errors import ModelError
+from ivgcli.training.reading import padded
 from ivgcli.training.scorer import PrefixScorer, plain_model
 from ivgcli.training.sequences import Example
 
@@ -48,15 +49,8 @@ def next_distributions(
     found: list[tuple[Tensor, Tensor]] = []
     for begin in range(0, len(examples), batch_size):
         batch = examples[begin : begin + batch_size]
-        longest = max(len(example.ids) for example in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, example in enumerate(batch):
-            ids[row, : len(example.ids)] = torch.tensor(example.ids)
-            mask[row, : len(example.ids)] = 1
-        logits = model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).logits
+        ids, mask = padded(batch, device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         for row, example in enumerate(batch):
             after = logits[row, len(example.prompt_ids) - 1 : len(example.ids), :width].float()
             top = after.softmax(-1).topk(min(candidates or after.shape[-1], after.shape[-1]))

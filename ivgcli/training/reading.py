@@ -23,6 +23,10 @@ BLOCK = 256
 """Positions whose head outputs are held at once: 256 of a vocabulary of 128k are 131 MB."""
 
 
+AT_ONCE = 16
+"""Responses that go through a network at once where nothing is trained."""
+
+
 def ignored(count: int) -> None:
     """Show no progress."""
 
@@ -60,7 +64,7 @@ def explicit_values(
     found: dict[int, Tensor] = {}
     with _frozen(scorer):
         for indices in _batches(examples, batch_size):
-            ids, mask = _padded([examples[index] for index in indices], scorer.device)
+            ids, mask = padded([examples[index] for index in indices], scorer.device)
             hidden = scorer.base_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
             for row, index in enumerate(indices):
                 example = examples[index]
@@ -128,7 +132,7 @@ def implicit_values(
 
 def _logprobs(model: Any, batch: Sequence[Example]) -> list[Tensor]:
     """Return the log-probability (n,) of each response's tokens, on the CPU."""
-    ids, mask = _padded(batch, model.device)
+    ids, mask = padded(batch, model.device)
     length = ids.shape[1]
     first = min(len(example.prompt_ids) for example in batch) - 1
     logits = model(
@@ -164,8 +168,8 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
         yield order[begin : begin + size]
 
 
-def _padded(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids and mask (B, S), padded on the right, where a causal network cannot see it."""
+def padded(batch: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and mask (B, S) int64, padded on the right, where a causal network cannot see it."""
     longest = max(len(example.ids) for example in batch)
     ids = torch.zeros(len(batch), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)

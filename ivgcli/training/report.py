@@ -15,7 +15,7 @@ from ivgcli.training import measures
 from ivgcli.training.answers import Answer, encode
 from ivgcli.training.foresight import longest
 from ivgcli.training.measures import Pairs, Valued
-from ivgcli.training.reading import explicit_values, implicit_values
+from ivgcli.training.reading import AT_ONCE, explicit_values, implicit_values
 from ivgcli.training.scorer import as_scorer
 from ivgcli.training.selection import cut
 from ivgcli.training.sequences import Encoder, Example
@@ -23,9 +23,6 @@ from ivgcli.training.stages import Setting
 from ivgcli.training.start import Start
 
 Line = dict[str, Any]
-
-AT_ONCE = 16
-"""Responses that go through a network at once."""
 
 REWARD_FIELDS = (
     ("chosen_reward", "rejected_reward"),

@@ -20,15 +20,13 @@ from ivgcli.recipes import Guide, InitSpec, TrainExplicitRecipe, run_id, to_yaml
 from ivgcli.records import Prompt
 from ivgcli.training.answers import Answer
 from ivgcli.training.lookahead import next_distributions
+from ivgcli.training.reading import AT_ONCE
 from ivgcli.training.sequences import Encoder, Example
 from ivgcli.training.stages import Setting
 from ivgcli.training.start import Start
 from ivgcli.workflows.generate import generate
 
 FOLDER = "rollouts"
-
-AT_ONCE = 16
-"""Responses that go through a network at once where nothing is trained."""
 
 Rewarding = Callable[[Sequence[Answer]], list[Answer]]
 """Adds rewards to answers."""
