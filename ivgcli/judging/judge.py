@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ivgcli.judging.alpaca_eval import run as run_alpaca_eval
@@ -13,7 +14,7 @@ from ivgcli.judging.safety import Assessment
 from ivgcli.models.loading import Networks
 from ivgcli.recipes import JudgeRecipe, run_id
 from ivgcli.records import Answered, ResponseWriter
-from ivgcli.statistics import as_numbers, bootstrap_interval
+from ivgcli.statistics import mean_intervals
 from ivgcli.workflows.fields import prompted, rounded
 from ivgcli.workflows.generate import Narrator, device_name
 from ivgcli.workflows.rewards import Reward
@@ -259,13 +260,13 @@ def summarise(
 
 def mean_of(numbers: Sequence[float | None]) -> Mean:
     """Return the mean of the numbers that are there, with its interval by resampling them."""
-    there = as_numbers([number for number in numbers if number is not None])
+    there = [number for number in numbers if number is not None]
     missing = len(numbers) - len(there)
-    if not len(there):
+    if not there:
         return Mean(None, None, None, 0, missing)
-    interval = bootstrap_interval(lambda drawn: float(there[drawn].mean()), len(there))
+    [interval] = mean_intervals([there])
     low, high = (None, None) if interval is None else map(rounded, interval)
-    return Mean(rounded(float(there.mean())), low, high, len(there), missing)
+    return Mean(rounded(fmean(there)), low, high, len(there), missing)
 
 
 def lacking(record: Mapping[str, Any]) -> bool:

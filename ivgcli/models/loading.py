@@ -85,18 +85,14 @@ class Networks:
             return self._merged_value(spec, reference), None
         return self._get(spec, reference, VALUE), None
 
-    def classifier(self, spec: ModelSpec, several: bool = False) -> tuple[Any, Any]:
-        """Return a sequence classifier and its tokenizer, for whole texts; encoders are welcome.
-
-        Args:
-            spec: the classifier.
-            several: whether it may have more than one label.
+    def classifier(self, spec: ModelSpec) -> tuple[Any, Any]:
+        """Return a sequence classifier with one label and its tokenizer, for whole texts; encoders are welcome.
 
         Raises:
-            ModelError: it has more labels than it may have, or is an adapter without a head.
+            ModelError: it has several labels, or is an adapter without a head.
         """
         model, tokenizer, _ = self.reward_model(spec)
-        if model.config.num_labels != 1 and not several:
+        if model.config.num_labels != 1:
             what = (
                 f"a classifier with {model.config.num_labels} labels, not a reward model with one"
             )

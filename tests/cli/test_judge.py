@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from ivgcli.cli import app
 from ivgcli.recipes import JudgeRecipe, load, run_id
+from ivgcli.workflows.rewards import Reward
 from tests.models import folder
 from tests.toys import vowels
 
@@ -146,12 +147,19 @@ def test_a_response_that_has_changed_is_judged_again(responses: Path, tmp_path: 
 
 
 def test_several_inputs_go_to_a_folder_and_are_judged_by_what_is_loaded_once(
-    responses: Path, tmp_path: Path
+    responses: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = tmp_path / "second.jsonl"
     second.write_text(lines(RESPONSES[:3]))
     out = tmp_path / "judged"
+    built = []
+    begin = Reward.__init__
+    monkeypatch.setattr(
+        Reward, "__init__", lambda self, *given: (built.append(given), begin(self, *given))[0]
+    )
     done("judge", "-i", responses, "-i", second, "-o", out, *REWARD)
+    assert len(built) == 1
+    monkeypatch.undo()
     assert [len(records(out / name)) for name in ("responses.jsonl", "second.jsonl")] == [8, 3]
     one = tmp_path / "one.jsonl"
     done("judge", "-i", second, "-o", one, *REWARD)
