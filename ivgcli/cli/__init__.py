@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ivgcli import __version__, console
-from ivgcli.cli import decoding, judging, reporting, synthesis, training
+from ivgcli.cli import decoding, guiding, judging, reporting, synthesis, training
 
 app = typer.Typer(
     name="ivg",
@@ -53,6 +53,9 @@ app.command(
     epilog="Example: ivg bon --base gpt2 --reward mypackage.rewards:politeness -n 16"
     " --in prompts.jsonl"
 )(decoding.bon)
+app.command(epilog="Example: ivg guide tulu --base mistralai/Mistral-7B-Instruct-v0.2")(
+    guiding.guide
+)
 app.command(
     epilog="Example: ivg synthesize --base gpt2 --reward mypackage.rewards:politeness -n 4"
     " --in prompts.jsonl --out pairs.jsonl"

@@ -17,8 +17,9 @@ class TokenGuidance:
     """Factor on the value; 0 is the base."""
     candidates: int | None = None
     """How many of the base's most probable tokens are valued; None: the whole vocabulary."""
-    outside: Literal["prefix", "centred", "drop"] = "prefix"
-    """What other tokens get: the prefix's value, the candidates' mean value, or nothing (dropped)."""
+    outside: Literal["prefix", "centred", "mass", "drop"] = "prefix"
+    """What other tokens get: the prefix's value, the candidates' mean value, just the probability that
+    the base gives them, or nothing (dropped)."""
     every: int = 1
     """Guide each token whose place in the response (0, 1, …) is a multiple of this."""
     warp: Literal["after", "before"] = "after"

@@ -24,6 +24,7 @@ from ivgcli.models.streams import Reading, Stream, read_all
 from ivgcli.models.text import StopStrings, response_text
 from ivgcli.values import Row, Value
 from ivgcli.values.by_text import TextMeter
+from ivgcli.values.coverage import Coverage, Tally
 
 Trace = Callable[[Search, list[Candidate], list[int], bool], None]
 """Called at every ranking with the search, its candidates, the numbers that go on, and whether it is over."""
@@ -47,6 +48,7 @@ class Engine:
         warn: called with a sentence when memory ran out and the rows were halved.
         stepped: called after every step, for whoever wants to show `under_way`.
         meters: of values that read whole texts, and not through streams.
+        coverages: of values that guide tokens across vocabularies.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Engine:
         warn: Callable[[str], None] = lambda sentence: None,
         stepped: Callable[[], None] = lambda: None,
         meters: Sequence[TextMeter] = (),
+        coverages: Sequence[Coverage] = (),
     ) -> None:
         self.base = base
         self.mode = mode
@@ -72,6 +75,7 @@ class Engine:
         self.warn = warn
         self.stepped = stepped
         self.meters = meters
+        self.coverages = coverages
         self.ranking = mode.chunk if mode.chunk is not None and mode.chunk.rows > 1 else SINGLE
         self.values: list[Value] = list(
             {
@@ -359,7 +363,11 @@ class Engine:
         text = state.text
         if text is None:
             text = response_text(self.base.network.tokenizer, state.prompt_ids, state.tokens)
-        return Outcome(search.request, winner, text=text, spent=self._spent(search))
+        tallies = (each.rows[slot] for each in self.coverages for slot in search.slots)
+        coverage = sum(tallies, Tally())
+        return Outcome(
+            search.request, winner, text=text, spent=self._spent(search), coverage=coverage
+        )
 
     def _spent(self, search: Search) -> tuple[Spent, ...]:
         """Return what every network has read for a search that is over."""

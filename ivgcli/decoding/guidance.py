@@ -23,6 +23,7 @@ def tilted(
     the others get
         prefix:   w·V(s), the value of the prefix, as if they changed nothing (IVO, eq. 5);
         centred:  the mean of the candidates' values, so that values only move mass among candidates (VAS);
+        mass:     the probability that the base gives them: the candidates share theirs anew;
         drop:     probability 0 (ARGS, FUDGE, RAD).
     A constant per row does not matter, so the constant of the others is subtracted from the candidates instead.
 
@@ -39,10 +40,24 @@ def tilted(
         values = guidance.value.next_values(rows, states, None)
         width = min(values.shape[1], logprobs.shape[1])
         return values[:, :width].mul_(guidance.weight).add_(logprobs[:, :width])
-    base, candidates = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
-    values = guidance.value.next_values(rows, states, candidates)
+    candidates = _candidates(logprobs, count, guidance.value.always)
+    base = logprobs.gather(1, candidates)
+    values = guidance.value.next_values(rows, states, candidates, logprobs)
+    if guidance.outside == "mass":
+        gained = base + guidance.weight * values
+        level = gained.logsumexp(-1, keepdim=True) - base.logsumexp(-1, keepdim=True)
+        return logprobs.scatter(1, candidates, gained - level)
     if guidance.outside == "drop":
         empty = torch.full_like(logprobs, -torch.inf)
         return empty.scatter_(1, candidates, base + guidance.weight * values)
     level = values.mean(-1) if guidance.outside == "centred" else guidance.value.here(rows)
     return logprobs.scatter(1, candidates, base + guidance.weight * (values - level[:, None]))
+
+
+def _candidates(logprobs: Tensor, count: int, always: frozenset[int]) -> Tensor:
+    """Return the ids (B, C) of the base's most probable `count` tokens and of those that are always candidates."""
+    ids = sorted(token for token in always if token < logprobs.shape[1])
+    if ids:
+        index = torch.tensor(ids, device=logprobs.device)
+        logprobs = logprobs.index_fill(1, index, torch.inf)
+    return logprobs.topk(min(count + len(ids), logprobs.shape[1]), dim=-1).indices

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ivgcli.decoding.draws import stream_key
 from ivgcli.values import Prompted, Row
+from ivgcli.values.coverage import Tally
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Outcome:
     text: str = ""
     spent: tuple[Spent, ...] = ()
     """One for each stream that has a role."""
+    coverage: Tally = field(default_factory=Tally)
+    """What guidance across vocabularies had to bridge, all candidates together."""
 
 
 @dataclass

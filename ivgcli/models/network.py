@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,17 +203,24 @@ class Network:
             wrapped.set_attn_implementation(ATTENTION)
 
 
-def token_logprobs(network: Network, hidden: Tensor, tokens: Tensor, block: int = 256) -> Tensor:
+def token_logprobs(
+    network: Network,
+    hidden: Tensor,
+    tokens: Tensor,
+    arrange: Callable[[Tensor], Tensor] = lambda outputs: outputs,
+    block: int = 256,
+) -> Tensor:
     """Return log p(token) (N,) in float64 of the tokens that follow the hidden states, without ever holding (N, V).
 
     Args:
         network: a language model.
         hidden: (N, H) hidden state before each token.
         tokens: (N,) the tokens.
+        arrange: chooses and orders columns of the outputs (N, D) before they are normalised.
         block: rows per matrix product; 256 rows of a 50k vocabulary are 50 MB.
     """
     parts = []
     for begin in range(0, tokens.shape[0], block):
-        logits = network.outputs(hidden[begin : begin + block])
+        logits = arrange(network.outputs(hidden[begin : begin + block]))
         parts.append(picked(logits, tokens[begin : begin + block]))
     return torch.cat(parts).double() if parts else hidden.new_zeros(0, dtype=torch.float64)

@@ -88,9 +88,10 @@ def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
 class Segment:
     """The new tokens of some rows of one cache, at one place of a packed pass.
 
-    Row i appends `counts[i]` tokens after its `starts[i]` cached ones. With `tails`, nothing is appended: each
-    row holds `tails[i]` short continuations of equal width instead, which see the row's cached tokens and their
-    own past but not each other; their keys stay in `self.peeked` until one of them is committed.
+    Row i appends `counts[i]` tokens after its `starts[i]` cached ones. With `tail_width`, nothing is appended: each
+    row holds short continuations of that width instead, which see the row's cached tokens and their own past but
+    not each other; their keys stay in `self.peeked` until one of them is committed. Tokens that an earlier segment
+    of the same pass appends are cached by the time that a later one attends.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class Segment:
     def _place(self) -> None:
         """Choose between a view of neighbouring slots and a gathered copy."""
         low, high = int(self.rows.min()), int(self.rows.max()) + 1
-        self.dense = high - low <= SLACK * len(self.rows) + 1
+        # A row that is listed twice has two continuations, and no place for both in a run of slots.
+        distinct = len(np.unique(self.rows)) == len(self.rows)
+        self.dense = distinct and high - low <= SLACK * len(self.rows) + 1
         self.low, self.high = low, high
         exact = high - low == len(self.rows) and bool((np.diff(self.rows) == 1).all())
         self.scatter = None if exact else torch.from_numpy(self.rows - low).to(self.device)

@@ -18,6 +18,22 @@ PASS_TOKENS = 4096
 """Tokens of one packed pass at most: enough for full matrix-product speed, small enough for the MLP's activations."""
 
 
+class Translation:
+    """The ids under which a network knows the base's tokens, where they stand elsewhere.
+
+    Args:
+        ids: the network's id of every token that the base can emit.
+        device: where the network's outputs are.
+    """
+
+    def __init__(self, ids: Sequence[int], device: torch.device) -> None:
+        self.ids = list(ids)
+        self.columns = torch.tensor(self.ids, device=device)
+        """(V,) where to find the base's tokens among the outputs of the network's head."""
+        self.places = {theirs: ours for ours, theirs in enumerate(self.ids)}
+        """The base's id of each."""
+
+
 class Stream:
     """One network's reading of all rows under one prompt format (and one adapter).
 
@@ -26,18 +42,29 @@ class Stream:
     one after the prompt, so that another sample of the prompt starts without reading it again. A language model
     also keeps, for each row, the log-probability of the response under it (`totals`) and of how many tokens
     that is the sum (`counted`): a token that is drawn from the model's own logits is counted before it is read.
+
+    With a `translation`, responses are the base's ids, and so are the outputs: the network reads its own ids for
+    them, and what its head has besides is left out before anything is normalised.
     """
 
     def __init__(
-        self, network: Network, prompts: PromptFormat, rows: int, adapter: str | None = None
+        self,
+        network: Network,
+        prompts: PromptFormat,
+        rows: int,
+        adapter: str | None = None,
+        translation: Translation | None = None,
     ) -> None:
         self.network = network
         self.prompts = prompts
         self.adapter = adapter
+        self.translation = translation
         self.role = ""
         """What it is in a run, as records call it: base, tuned, reference or value."""
         self.counting = False
         """Whether `read_all` counts log-probabilities; set by whoever needs them."""
+        self.bytes_per_row = 0
+        """What a value keeps of a row beside keys and values."""
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -55,9 +82,14 @@ class Stream:
         self.first: Tensor | None = None
 
     @property
-    def key(self) -> tuple[int, str | None, tuple]:
+    def key(self) -> tuple[int, str | None, tuple, bool]:
         """What makes two streams read the same thing."""
-        return (id(self.network), self.adapter, self.prompts.key)
+        return (
+            id(self.network),
+            self.adapter,
+            self.prompts.key,
+            self.translation is not None,
+        )
 
     def responses_read(self, row: int) -> int:
         """Return how many response tokens of `row` have been read."""
@@ -66,15 +98,35 @@ class Stream:
     def unread(self, rows: Sequence[int], responses: Sequence[Sequence[int]]) -> Reading:
         """Return the reading of whatever these rows have not read of their responses (token ids)."""
         wanted = [
-            (row, list(ids[self.responses_read(row) :]))
+            (row, self.own(ids[self.responses_read(row) :]))
             for row, ids in zip(rows, responses, strict=True)
         ]
         wanted = [(row, ids) for row, ids in wanted if ids]
         return Reading(self, [row for row, _ in wanted], [ids for _, ids in wanted])
 
+    def own(self, ids: Sequence[int]) -> list[int]:
+        """Return the network's ids for the base's."""
+        if self.translation is None:
+            return list(ids)
+        return [self.translation.ids[token] for token in ids]
+
     def outputs(self, rows: Sequence[int]) -> Tensor:
         """Return the head's outputs (B, D) after the last token read of each row."""
-        return self.network.outputs(self.hidden(rows))
+        return self.translated(self.network.outputs(self.hidden(rows)))
+
+    def translated(self, outputs: Tensor) -> Tensor:
+        """Return outputs (N, D) for the base's tokens, in the order of the base's ids; a scalar stays what it is."""
+        if self.translation is None or outputs.shape[-1] == 1:
+            return outputs
+        return outputs.index_select(-1, self.translation.columns)
+
+    def token_logprobs(self, before: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Return log p (N,) in float64 of tokens in the network's own ids that follow hidden states (N, H)."""
+        translation = self.translation
+        if translation is not None:
+            tokens = [translation.places[token] for token in tokens]
+        targets = torch.tensor(tokens, device=before.device)
+        return token_logprobs(self.network, before, targets, self.translated)
 
     def hidden(self, rows: Sequence[int]) -> Tensor:
         """Return the hidden states (B, H) after the last token read of each row."""
@@ -223,22 +275,39 @@ class Reading:
         return sum(len(tokens) for tokens in self.tokens)
 
 
-def read_all(readings: Sequence[Reading]) -> None:
+@dataclass
+class Branches:
+    """Continuations of one stream's rows that are looked at and not kept; all of them share a pass."""
+
+    stream: Stream
+    rows: list[int]
+    """A row is listed once for each of its continuations."""
+    starts: list[int]
+    """How many of the row's tokens each continues, those counted that the same `read_all` appends."""
+    tokens: list[list[int]]
+    """The tokens of each, at least one."""
+    hidden: Tensor | None = None
+    """Filled in by `read_all`: (N, H) hidden states of the tokens, continuation after continuation."""
+
+
+def read_all(readings: Sequence[Reading], branches: Sequence[Branches] = ()) -> None:
     """Read everything, with one packed pass per network and adapter (several where a pass would grow too long).
 
     Streams that share their weights share the pass: the weights are read from memory once for all of them.
     """
-    groups: dict[tuple[int, str | None], list[Reading]] = {}
-    for reading in readings:
-        if reading.rows:
-            groups.setdefault((id(reading.stream.network), reading.stream.adapter), []).append(
-                reading
-            )
-    for members in groups.values():
-        if sum(reading.length for reading in members) <= PASS_TOKENS:
-            _read_pass(members)
+    groups: dict[tuple[int, str | None], tuple[list[Reading], list[Branches]]] = {}
+    for kind, members in enumerate((readings, branches)):
+        for member in members:
+            if member.rows:
+                key = (id(member.stream.network), member.stream.adapter)
+                groups.setdefault(key, ([], []))[kind].append(member)
+    for read, looked_at in groups.values():
+        if sum(reading.length for reading in read) <= PASS_TOKENS:
+            _read_pass(read, looked_at)
         else:
-            _read_in_parts(members)
+            _read_in_parts(read)
+            if looked_at:
+                _read_pass([], looked_at)
 
 
 def _read_in_parts(members: Sequence[Reading]) -> None:
@@ -257,9 +326,10 @@ def _read_in_parts(members: Sequence[Reading]) -> None:
             reading.before = torch.cat([part.before for part in parts])
 
 
-def _read_pass(batch: Sequence[Reading]) -> None:
+def _read_pass(batch: Sequence[Reading], branches: Sequence[Branches] = ()) -> None:
     """Run one packed pass and move every stream forward."""
-    network = batch[0].stream.network
+    leader = (batch or branches)[0].stream
+    network = leader.network
     segments, flat = [], []
     for reading in batch:
         stream = reading.stream
@@ -271,16 +341,40 @@ def _read_pass(batch: Sequence[Reading]) -> None:
         )
         segments.append(Segment(stream.cache, reading.rows, starts, counts, network.device))
         flat.extend(token for tokens in reading.tokens for token in tokens)
-    hidden = network.read(
-        torch.tensor(flat, device=network.device), segments, batch[0].stream.adapter
-    )
+    places = [_lay_out(member, segments, flat) for member in branches]
+    hidden = network.read(torch.tensor(flat, device=network.device), segments, leader.adapter)
+    for member, place in zip(branches, places, strict=True):
+        member.hidden = hidden[torch.tensor(place, device=hidden.device)]
     end = 0
-    for reading, segment in zip(batch, segments, strict=True):
+    for reading, segment in zip(batch, segments, strict=False):
         begin, end = end, end + segment.tokens
         reading.hidden = hidden[begin:end]
         _advance(reading, segment)
         if reading.stream.counting and not reading.prompt:
             _count(reading)
+
+
+def _lay_out(branches: Branches, segments: list[Segment], flat: list[int]) -> list[int]:
+    """Add continuations to a pass, one segment for each length, and return where each of their tokens stands in it."""
+    stream = branches.stream
+    require_room(stream, branches.rows, branches.starts, [len(ids) for ids in branches.tokens])
+    stream.cache.reserve(max(branches.starts) + 1)
+    begins: dict[int, int] = {}
+    for width in sorted({len(ids) for ids in branches.tokens}):
+        members = [i for i, ids in enumerate(branches.tokens) if len(ids) == width]
+        rows = [branches.rows[i] for i in members]
+        starts = [branches.starts[i] for i in members]
+        counts = [width] * len(members)
+        device = stream.network.device
+        segments.append(Segment(stream.cache, rows, starts, counts, device, tail_width=width))
+        for i in members:
+            begins[i] = len(flat)
+            flat.extend(branches.tokens[i])
+            stream.spent[branches.rows[i]] += width
+        stream.network.ledger.peeked += width * len(members)
+    return [
+        begins[i] + offset for i, ids in enumerate(branches.tokens) for offset in range(len(ids))
+    ]
 
 
 def require_room(
@@ -332,9 +426,6 @@ def _count(reading: Reading) -> None:
     if not places:
         return
     flat = [token for tokens in reading.tokens for token in tokens]
-    device = reading.before.device
-    targets = torch.tensor([flat[place] for place in places], device=device)
-    logprobs = token_logprobs(
-        stream.network, reading.before[torch.tensor(places, device=device)], targets
-    )
+    before = reading.before[torch.tensor(places, device=reading.before.device)]
+    logprobs = stream.token_logprobs(before, [flat[place] for place in places])
     stream.totals.index_add_(0, torch.tensor(owners), logprobs.to(stream.totals))

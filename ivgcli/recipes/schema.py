@@ -36,6 +36,18 @@ Vocabulary = Literal["auto", "same", "ids"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
+class PrecisionSpec(Section):
+    """How exactly an implicit value of another vocabulary is worked out in each step."""
+
+    tokenisations: Literal["canonical", "possible", "all"] = "canonical"
+    """What the probability of a text sums over: its canonical tokenisation and all tokens that run
+    past its end; also tokens that a longer text could have; or every sequence of tokens."""
+    width: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Nats between the bounds of a candidate's value from which on it counts as uncertain."""
+    mass: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Probability that the base may give to candidates that are not read ahead or stay uncertain."""
+
+
 class TokenSpec(Section):
     """How a value tilts the next-token distribution."""
 
@@ -43,15 +55,18 @@ class TokenSpec(Section):
     """Strength of token guidance; 0 is the base model."""
     candidates: AtLeastOne | None = None
     """Most likely tokens of the base that are evaluated; unset: 20 for a scalar value, else all."""
-    outside: Literal["prefix", "centred", "drop"] = "prefix"
+    outside: Literal["auto", "prefix", "centred", "mass", "drop"] = "auto"
     """What the other tokens get.
 
     prefix: the prefix's value (IVO); centred: nothing, with the candidates' values centred on their
-    mean (VAS); drop: no probability (ARGS, FUDGE)."""
+    mean (VAS); mass: the probability that the base gives them; drop: no probability (ARGS, FUDGE).
+    auto: mass for an implicit value of another vocabulary, else prefix."""
     every: AtLeastOne = 1
     """Guide every n-th token only (block-wise sampling)."""
     warp: Literal["before", "after"] = "after"
     """Whether temperature, top-k and top-p apply before or after guidance."""
+    precision: PrecisionSpec = PrecisionSpec()
+    """For a guide of another vocabulary."""
 
 
 class ChunkSpec(Section):

@@ -50,6 +50,8 @@ class Value(Protocol):
     name: str
     needs_candidates: bool
     """Whether next-token values are to be had for a few candidates only (a scalar head)."""
+    always: frozenset[int]
+    """The base's ids that have to be among the candidates in every step."""
 
     def streams(self) -> list[Stream]:
         """Return every stream that has to have read the prompt before anything else is asked."""
@@ -64,7 +66,11 @@ class Value(Protocol):
         ...
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return V(prefix + token) of rows whose tokens have been read, up to a constant per row.
 
@@ -72,6 +78,7 @@ class Value(Protocol):
             rows: B rows.
             states: their responses.
             candidates: (B, C) token ids, or None for the whole vocabulary (then the result is (B, V)).
+            logprobs: (B, V) the base's log-probabilities, for values that look closer where it matters.
 
         Returns:
             (B, C) or (B, V) float32; the caller may change it.

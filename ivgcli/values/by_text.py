@@ -73,6 +73,7 @@ class ScorerValue:
     """
 
     needs_candidates = True
+    always: frozenset[int] = frozenset()
 
     def __init__(self, scorer: Scorer, reader: Reader) -> None:
         self.name = scorer.name
@@ -94,7 +95,11 @@ class ScorerValue:
         self.meter.spent[row] = 0
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return the score of each text with one more token (B, C)."""
         self._states = states
@@ -138,6 +143,7 @@ class RetokenisedScalarValue:
     """V(x, y≤t) from a scalar head with a tokenizer of its own, reading only what retokenising has changed."""
 
     needs_candidates = True
+    always: frozenset[int] = frozenset()
 
     def __init__(self, name: str, stream: Stream, reader: Reader) -> None:
         self.name = name
@@ -158,7 +164,11 @@ class RetokenisedScalarValue:
         self.text.start(row, _prompt_ids(self.stream, state))
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return the value of each text with one more token (B, C), in one packed pass."""
         self._follow(rows, states)
@@ -200,6 +210,7 @@ class RetokenisedImplicitValue:
     """log π_tuned − log π_ref of the response as text, for a pair with tokenizers of its own."""
 
     needs_candidates = False
+    always: frozenset[int] = frozenset()
 
     def __init__(self, name: str, tuned: Stream, reference: Stream, reader: Reader) -> None:
         self.name = name
@@ -220,7 +231,11 @@ class RetokenisedImplicitValue:
             text.start(row, _prompt_ids(text.stream, state))
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Not available: token guidance needs one vocabulary, which is checked before a run starts."""
         raise AssertionError("token guidance by an implicit value needs the base's vocabulary")

@@ -22,6 +22,7 @@ class ScalarValue:
     """
 
     needs_candidates = True
+    always: frozenset[int] = frozenset()
 
     def __init__(self, name: str, stream: Stream) -> None:
         self.name = name
@@ -40,12 +41,18 @@ class ScalarValue:
         """Nothing to do: the stream knows the prompt."""
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return V(prefix + candidate) (B, C)."""
         if candidates is None:
             raise AssertionError("a scalar head values candidates, not the whole vocabulary")
-        peek = self.stream.peek(rows, candidates[:, :, None])
+        translation = self.stream.translation
+        read = candidates if translation is None else translation.columns[candidates]
+        peek = self.stream.peek(rows, read[:, :, None])
         self._peek = (peek, candidates)
         return self.stream.network.outputs(peek.hidden[:, :, 0])[..., 0]
 
@@ -84,6 +91,7 @@ class TokenQValue:
     """
 
     needs_candidates = False
+    always: frozenset[int] = frozenset()
 
     def __init__(self, name: str, stream: Stream) -> None:
         self.name = name
@@ -105,7 +113,11 @@ class TokenQValue:
         self._valued[row] = 0
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return Q(h)[token]: (B, V), or (B, C) for candidates."""
         self._latest = self.stream.outputs(rows)
@@ -139,6 +151,7 @@ class TokenQValue:
     def _value_last(self, reading: Reading, lengths: Sequence[int]) -> None:
         lasts = torch.tensor([len(tokens) for tokens in reading.tokens]).cumsum(0) - 1
         outputs = self.stream.network.outputs(reading.before[lasts])
+        # The outputs are those of the network, and so are the ids that it has read.
         final = torch.tensor([tokens[-1] for tokens in reading.tokens], device=outputs.device)
         self._remember(reading.rows, outputs.gather(1, final[:, None])[:, 0], lengths)
 

@@ -30,6 +30,7 @@ class ImplicitValue:
     """
 
     needs_candidates = False
+    always: frozenset[int] = frozenset()
 
     def __init__(self, name: str, tuned: Stream, reference: Stream) -> None:
         self.name = name
@@ -51,7 +52,11 @@ class ImplicitValue:
         """Nothing to do: the streams keep the sums."""
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return log π_tuned − log π_ref of the next token: (B, V), or (B, C) for candidates."""
         tuned = _logprobs(self.tuned, rows)

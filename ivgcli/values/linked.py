@@ -47,6 +47,7 @@ class LinkedValue:
         self.value = value
         self.link = link
         self.needs_candidates = value.needs_candidates
+        self.always = value.always
 
     def streams(self) -> list[Stream]:
         """Return the value's streams."""
@@ -61,10 +62,14 @@ class LinkedValue:
         self.value.start(row, state)
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return link(V'(prefix + token)): (B, C) or (B, V)."""
-        return linked(self.value.next_values(rows, states, candidates), self.link)
+        return linked(self.value.next_values(rows, states, candidates, logprobs), self.link)
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return link(V'(prefix)) (B,)."""

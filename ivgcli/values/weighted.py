@@ -22,6 +22,7 @@ class WeightedSum:
         self.name = " + ".join(value.name for value in values)
         self.parts = list(zip(values, weights, strict=True))
         self.needs_candidates = any(value.needs_candidates for value in values)
+        self.always = frozenset().union(*(value.always for value in values))
 
     def streams(self) -> list[Stream]:
         """Return the parts' streams."""
@@ -37,11 +38,16 @@ class WeightedSum:
             value.start(row, state)
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return the weighted sum of the parts' next-token values, cut to the narrowest vocabulary."""
         parts = [
-            (weight, value.next_values(rows, states, candidates)) for value, weight in self.parts
+            (weight, value.next_values(rows, states, candidates, logprobs))
+            for value, weight in self.parts
         ]
         width = min(values.shape[1] for _, values in parts)
         return sum(weight * values[:, :width] for weight, values in parts)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ivgcli.errors import ModelError
+from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.loading import Networks
 from ivgcli.models.network import Network, NotDrivable
 from ivgcli.models.prompts import PLACEHOLDER, PromptFormat
-from ivgcli.models.streams import Stream
-from ivgcli.models.vocabulary import VocabularyMatch, compare
+from ivgcli.models.streams import Stream, Translation
+from ivgcli.models.vocabulary import VocabularyMatch, byte_vocabulary, compare
 from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
+from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.scoring.callables import CallableScorer
 from ivgcli.scoring.pointwise import RewardModel
 from ivgcli.values import Value
@@ -22,10 +24,18 @@ from ivgcli.values.by_text import (
     ScorerValue,
     TextMeter,
 )
+from ivgcli.values.coverage import Coverage
 from ivgcli.values.explicit import ScalarValue, TokenQValue
 from ivgcli.values.implicit import ImplicitValue
+from ivgcli.values.implicit_bytes import ByteImplicitValue
 from ivgcli.values.linked import LinkedValue
+from ivgcli.values.precision import Precision
 from ivgcli.values.weighted import WeightedSum
+
+ROLES = ("tuned", "reference")
+
+AS_TEXT = "text"
+"""How a guide reads the base whose vocabulary is another."""
 
 CHOICES = "use a guide of the base's family, or a mode that ranks by text: cbs-i, cbs-e, or ivg bon"
 
@@ -40,6 +50,7 @@ class Assembly:
         vocabulary: `auto`, `same` or `ids`, as in a recipe.
         say: told when loading takes long.
         token_guides: models that are to guide tokens, whose vocabulary is looked at before any weights are loaded.
+        precision: how exactly a guide of another vocabulary guides tokens.
     """
 
     def __init__(
@@ -50,12 +61,16 @@ class Assembly:
         vocabulary: str = "auto",
         say: Callable[[str], None] = lambda sentence: None,
         token_guides: Sequence[ModelSpec] = (),
+        precision: PrecisionSpec = PrecisionSpec(),
     ) -> None:
         self.networks = Networks(device, dtype, say)
         self.vocabulary = vocabulary
+        self.precision = Precision(**precision.model_dump())
         self.notes: list[str] = []
         self.meters: list[TextMeter] = []
         """Of the values that read whole texts."""
+        self.coverages: list[Coverage] = []
+        """Of the values that guide tokens across vocabularies."""
         self._streams: dict[tuple, Stream] = {}
         self._look_ahead(spec, token_guides)
         network, adapter = self.networks.language_model(spec)
@@ -95,16 +110,24 @@ class Assembly:
                 network, adapter = self.networks.language_model(model)
                 pair.append((network, prompt_format(network, model), adapter))
             name = f"{spec.tuned.model} - {spec.reference.model}"
-        if all([self._same_vocabulary(network, for_tokens) for network, _, _ in pair]):
+        networks = [network for network, _, _ in pair]
+        readings = [self._reading(network, for_tokens) for network in networks]
+        if AS_TEXT not in readings:
             tuned, reference = (
-                self._stream(*member, role)
-                for member, role in zip(pair, ("tuned", "reference"), strict=True)
+                self._stream(*member, role, reading)
+                for member, role, reading in zip(pair, ROLES, readings, strict=True)
             )
-            self._read_by(*(network for network, _, _ in pair))
+            self._read_by(*networks)
             return ImplicitValue(name, tuned, reference)
         tuned, reference = (Stream(network, form, 1, adapter) for network, form, adapter in pair)
-        tuned.role, reference.role = "tuned", "reference"
-        return RetokenisedImplicitValue(name, tuned, reference, self.reader)
+        tuned.role, reference.role = ROLES
+        if not for_tokens:
+            return RetokenisedImplicitValue(name, tuned, reference, self.reader)
+        vocabularies = tuple(map(_bytes_of, networks))
+        base = _bytes_of(self.base.network)
+        value = ByteImplicitValue(name, tuned, reference, vocabularies, base, self.precision)
+        self.coverages.append(value.coverage)
+        return value
 
     def _linked(self, spec: ExplicitSpec, for_tokens: bool) -> Value:
         value = self._explicit(spec, for_tokens)
@@ -143,16 +166,16 @@ class Assembly:
         # Explicit values never share a stream: each commits its own candidates.
         stream = Stream(network, prompt_format(network, spec.model), 1)
         stream.role = "value"
-        if head == "token-q":
-            if not self._same_vocabulary(network, True):
-                raise AssertionError("a difference has been refused")
-            self._read_by(network)
-            self.width = min(self.width, network.width)
-            return TokenQValue(name, stream)
-        if spec.by_text or not self._same_vocabulary(network, False):
+        reading = AS_TEXT if spec.by_text else self._reading(network, False, head == "token-q")
+        if reading is AS_TEXT:
             return RetokenisedScalarValue(name, stream, self.reader)
+        stream.translation = reading
         self._read_by(network)
-        return ScalarValue(name, stream)
+        if head == "scalar":
+            return ScalarValue(name, stream)
+        if reading is None:
+            self.width = min(self.width, network.width)
+        return TokenQValue(name, stream)
 
     def _metered(self, value: ScorerValue) -> ScorerValue:
         self.meters.append(value.meter)
@@ -178,47 +201,74 @@ class Assembly:
             return
         for guide, tokenizer in found:
             match = compare(ours, tokenizer)
-            if not match.same:
+            if not (match.same if self.vocabulary == "same" else match.guidable):
                 raise self._mismatch(f"{base.model} and {guide.model}", match)
 
     def _mismatch(self, where: str, match: VocabularyMatch) -> ModelError:
         if self.vocabulary == "same":
             what = f"vocabulary: same, but {match.sentence()}"
-            return ModelError(where, what, "use a guide of the base's family")
-        return ModelError(
-            where, f"{match.sentence()}; token guidance needs one vocabulary", CHOICES
-        )
+            return ModelError(where, what, "use a guide of the base's family, or vocabulary: auto")
+        what = f"{match.sentence()}, and tokens cannot be guided by it"
+        if match.refusal is not None:
+            what = f"{what}: {match.refusal}"
+        return ModelError(where, what, CHOICES)
 
-    def _same_vocabulary(self, guide: Network, needed: bool) -> bool:
-        """Return whether `guide` reads the base's ids as the base means them.
+    def _reading(
+        self, guide: Network, for_tokens: bool, by_ids: bool = False
+    ) -> Translation | str | None:
+        """Return how `guide` reads what the base writes: its ids as they are (None), by a table of ids, or as text.
+
+        Args:
+            guide: a network of the guide.
+            for_tokens: whether it is to guide tokens.
+            by_ids: whether its outputs are one for each of the base's ids, so that text will not do.
 
         Raises:
-            ModelError: it does not, and the recipe or the mode cannot do without.
+            ModelError: the recipe or the mode wants something else.
         """
         base = self.base.network
-        if guide.tokenizer is base.tokenizer:
-            return True
-        match = compare(base.tokenizer, guide.tokenizer)
-        if match.same:
-            return True
+        if guide.tokenizer is base.tokenizer and guide.width == base.width:
+            return None
+        # A head with one output has no width in tokens.
+        width = guide.width if guide.width > 1 else None
+        ends = (sorted(eos_ids(each)) for each in (base, guide))
+        match = compare(base.tokenizer, guide.tokenizer, base.width, width, *ends)
         where = f"{base.name} and {guide.name}"
+        if match.same and match.relation == "identical":
+            return None
         if self.vocabulary == "ids":
-            self.notes.append(
-                f"warning: {where}: {match.sentence()}; ids are taken as they are, as published code does"
-            )
-            return True
-        if needed or self.vocabulary == "same":
+            if not match.same:
+                what = "ids are taken as they are, as published code does"
+                self.notes.append(f"warning: {where}: {match.sentence()}; {what}")
+            return None
+        if self.vocabulary == "same" and not match.same:
             raise self._mismatch(where, match)
-        self.notes.append(
-            f"{guide.name} has another vocabulary than {base.name}: it reads responses as text"
-        )
-        return False
+        if match.guide_ids is not None:
+            if not match.same:
+                self._tell(
+                    f"{guide.name} has the tokens of {base.name} at other ids: a table says which"
+                )
+            return Translation(match.guide_ids, guide.device)
+        if by_ids or (for_tokens and not match.guidable):
+            raise self._mismatch(where, match)
+        how = "it guides tokens by their bytes" if for_tokens else "it reads responses as text"
+        self._tell(f"{guide.name} has another vocabulary than {base.name}: {how}")
+        return AS_TEXT
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _stream(
-        self, network: Network, prompts: PromptFormat, adapter: str | None, role: str
+        self,
+        network: Network,
+        prompts: PromptFormat,
+        adapter: str | None,
+        role: str,
+        translation: Translation | None = None,
     ) -> Stream:
         """Return the stream that reads this, under the role in which it was first asked for."""
-        stream = Stream(network, prompts, 1, adapter)
+        stream = Stream(network, prompts, 1, adapter, translation)
         stream.role = role
         return self._streams.setdefault(stream.key, stream)
 
@@ -236,6 +286,11 @@ def prompted_format(network: Network, spec: ModelSpec, text: str | None) -> Prom
     if PLACEHOLDER in text:
         return PromptFormat(network.tokenizer, text, spec.system, chat)
     return PromptFormat(network.tokenizer, spec.template, text, chat)
+
+
+def _bytes_of(network: Network) -> ByteVocabulary:
+    """Return the vocabulary of a network as bytes."""
+    return byte_vocabulary(network.tokenizer, sorted(eos_ids(network)))
 
 
 def weighted(parts: Sequence[tuple[Value, float]]) -> Value:

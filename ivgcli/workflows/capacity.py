@@ -24,7 +24,8 @@ def affordable_rows(streams: Sequence[Stream], length: int, need: int) -> int:
     """
     device = streams[0].network.device
     bytes_per_row = sum(
-        row_bytes(_bytes_per_token(stream), stream.network.width, length) for stream in streams
+        row_bytes(_bytes_per_token(stream), stream.network.width, length) + stream.bytes_per_row
+        for stream in streams
     )
     return fitting_rows(free_memory(device), bytes_per_row, device.type, need)
 

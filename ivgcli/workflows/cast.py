@@ -96,7 +96,8 @@ class Cast:
                 specs = [spec for spec in (pair.tuned, pair.reference) if spec is not None]
                 told = [None, None]
             shared = all([self._shares_tokens(spec, guides) for spec in specs])
-            reads = self._following(guides) if shared else self._by_text(guides)
+            apart = self._in_bytes() if guides else self._by_text(False)
+            reads = self._following(guides) if shared else apart
             for role, spec, prompt in zip(("tuned", "reference"), specs, told, strict=True):
                 self._stream(self._numbered(role), spec, reads, prompt, alone=not shared)
 
@@ -124,7 +125,7 @@ class Cast:
             # A head may leave out rows of the embedding that pad it.
             wide = size is not None and 2 * size.outputs > size.vocabulary
             if value.head == "token-q" or (value.head == "auto" and wide):
-                self._shares_tokens(spec, True)
+                self._shares_tokens(spec, guides, by_ids=True)
                 reads = self._following(guides)
             elif value.by_text or not self._shares_tokens(spec, False):
                 reads = self._by_text(guides)
@@ -249,22 +250,40 @@ class Cast:
     def _by_text(self, guides: bool) -> Reads:
         return lambda prompt, tokens: self.course.read_as_text(tokens, guides)
 
+    def _in_bytes(self) -> Reads:
+        return lambda prompt, tokens: self.course.read_in_bytes(tokens)
+
     def _whole_texts(self, guides: bool, ranks: bool) -> Reads:
         return lambda prompt, tokens: self.course.whole_texts(prompt, tokens, guides, ranks)
 
-    def _shares_tokens(self, spec: ModelSpec, needed: bool) -> bool:
-        """Return whether a guide reads the base's tokens, noting what comes of it if it does not."""
-        same, sentence = self.survey.same_vocabulary(self.base, spec)
+    def _shares_tokens(self, spec: ModelSpec, guides: bool, by_ids: bool = False) -> bool:
+        """Return whether a guide reads the base's tokens, noting what comes of it if it does not.
+
+        Args:
+            spec: the guide.
+            guides: whether it guides tokens.
+            by_ids: whether its outputs are one for each of the base's ids.
+        """
+        agreement, sentence = self.survey.vocabularies(self.base, spec)
         name = spec.model
-        if same is None:
+        refused = f"{name}: {sentence}; {{}}: THIS RUN WOULD BE REFUSED"
+        if agreement is None:
             self._note(f"{name} is taken to have the base's vocabulary; nothing here tells")
-        elif not same and self.vocabulary == "ids":
+        elif agreement == "same":
+            return True
+        elif self.vocabulary == "ids":
             self._note(f"{name}: {sentence}; ids are taken as they are")
-        elif not same and (needed or self.vocabulary == "same"):
-            what = "token guidance needs one vocabulary" if needed else "vocabulary: same"
-            self._note(f"{name}: {sentence}; {what}: THIS RUN WOULD BE REFUSED")
-        elif not same:
-            self._note(f"{name}: {sentence}; it reads responses as text, which is estimated")
+        elif self.vocabulary == "same":
+            self._note(refused.format("vocabulary: same"))
+        elif agreement == "table":
+            self._note(f"{name}: {sentence}; a table says which token is which")
+        elif by_ids:
+            self._note(refused.format("its values are of other tokens than the base's"))
+        elif guides and agreement == "text":
+            self._note(refused.format("tokens cannot be guided by it"))
+        else:
+            how = "it guides tokens by their bytes" if guides else "it reads responses as text"
+            self._note(f"{name}: {sentence}; {how}, which is estimated")
             return False
         return True
 

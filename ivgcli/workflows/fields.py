@@ -13,6 +13,7 @@ from ivgcli.models.text import response_text
 from ivgcli.recipes import run_id
 from ivgcli.records import Prompt, TraceWriter
 from ivgcli.values import Prompted
+from ivgcli.values.coverage import summed
 from ivgcli.workflows.assembly import Assembly
 
 
@@ -56,6 +57,9 @@ def response_fields(
     won = outcome.winner
     if won is None:
         return {**head, "error": outcome.failure, **rest}
+    bridged = summed([outcome.coverage])
+    if bridged is not None:
+        bridged = {name: rounded(number) for name, number in bridged.items()}
     return {
         **head,
         "response": outcome.text,
@@ -66,6 +70,7 @@ def response_fields(
         "kl": rounded(won.kl),
         "kl_choice": rounded(kl_choice),
         "compute": compute(drawn or [outcome]),
+        **({} if bridged is None else {"vocabulary": bridged}),
         **rest,
     }
 

@@ -18,8 +18,10 @@ from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.memory import peak_memory
 from ivgcli.models.streams import Stream
 from ivgcli.recipes import MODES, GenerateRecipe, ModelSpec, SamplingSpec
+from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Prompted, Value
+from ivgcli.values.coverage import Tally, summed
 from ivgcli.workflows.assembly import Assembly
 from ivgcli.workflows.capacity import affordable_rows
 from ivgcli.workflows.fields import (
@@ -109,7 +111,11 @@ def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
     where = recipe.engine
     say = progress.say if progress is not None else lambda sentence: None
     guides = token_guides(recipe)
-    return Assembly(recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides)
+    token = getattr(recipe, "token", None)
+    precision = PrecisionSpec() if token is None else token.precision
+    return Assembly(
+        recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides, precision
+    )
 
 
 def token_guides(recipe: Any) -> list[ModelSpec]:
@@ -133,10 +139,12 @@ def build_mode(recipe: GenerateRecipe, assembly: Assembly) -> Mode:
                 values[kind] = assembly.explicit(recipe.guide.explicit, kind == for_tokens)
     token = chunk = None
     if for_tokens is not None:
-        spec = recipe.token
-        token = TokenGuidance(
-            values[for_tokens], spec.weight, spec.candidates, spec.outside, spec.every, spec.warp
-        )
+        spec, value = recipe.token, values[for_tokens]
+        outside = spec.outside
+        if outside == "auto":
+            in_bytes = for_tokens == "implicit" and value.needs_candidates
+            outside = "mass" if in_bytes else "prefix"
+        token = TokenGuidance(value, spec.weight, spec.candidates, outside, spec.every, spec.warp)
     if for_chunks is not None:
         spec = recipe.chunk
         chunk = ChunkRanking(
@@ -187,11 +195,13 @@ def decode_all(
         warn=progress.warn if progress is not None else lambda sentence: None,
         stepped=lambda: show(0),
         meters=assembly.meters,
+        coverages=assembly.coverages,
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
     tokens = ended = completed = 0
     failures = []
+    bridged: list[Tally] = []
 
     def show(count: int) -> None:
         """Count finished responses, and show how far the others are."""
@@ -209,6 +219,7 @@ def decode_all(
             failures.append((outcome.request.prompt.id, outcome.failure))
         else:
             tokens += len(outcome.winner.row.tokens)
+            bridged.append(outcome.coverage)
         count = completes(outcome)
         completed += count
         show(count)
@@ -221,11 +232,24 @@ def decode_all(
         seconds,
         engine.rows,
         peak,
-        tuple(assembly.notes),
+        (*assembly.notes, *bridging(bridged)),
         device_name(assembly.base.network.device),
         {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
         {"ivgcli": __version__, **{name: version(name) for name in ("torch", "transformers")}},
     )
+
+
+def bridging(tallies: Sequence[Tally]) -> list[str]:
+    """Return what to say about guidance across vocabularies, in one sentence at most."""
+    found = summed(tallies)
+    if found is None:
+        return []
+    steps = sum(tally.steps for tally in tallies)
+    return [
+        f"across vocabularies: {found['outside']:.1%} of the base's probability on strings that are no token "
+        f"of the guide, {found['aligned']:.1%} of tokens aligned, bounds {found['width']:.2g} nats apart, "
+        f"{found['passes'] / steps:.2g} further passes a token"
+    ]
 
 
 def device_name(device: torch.device) -> str:

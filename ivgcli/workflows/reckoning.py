@@ -15,6 +15,11 @@ PER_CANDIDATE = 2
 """Tokens of another vocabulary that one candidate token takes, with what it changes before it."""
 
 
+IN_BYTES = 2.4
+"""Tokens of another vocabulary that guidance in bytes reads for each token of the base, what candidates would be
+tokenised into included: SmolLM2 under a guide with 8,192 entries, on film reviews."""
+
+
 @dataclass(frozen=True)
 class Course:
     """One search, as far as it matters how much is read; T below is the tokens of a full response."""
@@ -67,6 +72,10 @@ class Course:
         asked = PER_CANDIDATE * self.candidates * self.guided(tokens)
         return followed + self.rows * (asked + AGAIN * self.guided(tokens))
 
+    def read_in_bytes(self, tokens: int) -> int:
+        """Estimate what a language model reads that guides tokens by their bytes."""
+        return math.ceil(self.rows * (tokens + (IN_BYTES - 1) * self.guided(tokens)))
+
     def whole_texts(self, prompt: int, tokens: int, guides: bool, ranks: bool) -> int:
         """Estimate what a network reads that takes prompt and response anew at every call."""
         total = prompt + tokens  # the value of the finished response
@@ -75,7 +84,7 @@ class Course:
             ends = range(length, tokens + length, length)
             total = sum(prompt + min(end, tokens) for end in ends)
         if guides:
-            here = 1 if self.outside == "prefix" else 0
+            here = 1 if self.outside in ("auto", "prefix") else 0
             for place in range(0, tokens, self.every):
                 total += self.candidates * (prompt + place + 1) + here * (prompt + place)
         return self.rows * total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +24,10 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 """Bytes of a quantised weight; 4 bits come with a float32 for each block of 64."""
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+Agreement = Literal["same", "table", "bytes", "text"]
+"""A guide's ids are the base's; a table says which are; tokens can be guided by their bytes; texts can be read alone."""
 
 
 @dataclass(frozen=True)
@@ -105,22 +109,27 @@ class Survey:
         quantised = max(0, size.parameters - kept)
         return int(quantised * QUANTISED[spec.quantization] + (kept + found.adapter) * each)
 
-    def same_vocabulary(self, base: ModelSpec, guide: ModelSpec) -> tuple[bool | None, str]:
-        """Return whether a guide reads the base's ids as the base means them, and a sentence if not.
+    def vocabularies(self, base: ModelSpec, guide: ModelSpec) -> tuple[Agreement | None, str]:
+        """Return how the ids of a guide and the base agree, and a sentence if they do not.
 
         None: neither tokenizers nor the table of published sizes tell.
         """
         if base.model == guide.model:
-            return True, ""
+            return "same", ""
         ours, theirs = self.tokenizer(base), self.tokenizer(guide)
         if ours is not None and theirs is not None:
             match = compare(ours, theirs)
-            return match.same, "" if match.same else match.sentence()
+            if match.same:
+                return "same", ""
+            by_bytes: Agreement = "bytes" if match.guidable else "text"
+            return "table" if match.exact else by_bytes, match.sentence()
         known = [known_size(each.model) for each in (base, guide)]
         names = [None if size is None else size.tokenizer for size in known]
         if None in names:
             return None, ""
-        return names[0] == names[1], f"one has the vocabulary of {names[0]}, the other {names[1]}'s"
+        if names[0] == names[1]:
+            return "same", ""
+        return "bytes", f"one has the vocabulary of {names[0]}, the other {names[1]}'s"
 
     def lengths(
         self, spec: ModelSpec, asked: Asked, template: str | None = None, system: str | None = None

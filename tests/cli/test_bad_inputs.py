@@ -150,15 +150,14 @@ def test_a_value_with_the_wrong_head(tmp_path: Path, model: str, head: str, told
     assert_refused(generate(*flags), f"{folder(model)}: {told}")
 
 
-def test_token_guidance_across_vocabularies_says_what_differs(tmp_path: Path) -> None:
+def test_token_guidance_that_must_share_the_vocabulary_says_what_differs(tmp_path: Path) -> None:
     value = pair("llama-other", "llama-other-reference")
-    result = generate(*guided(tmp_path, "eft-i", implicit=value))
+    result = generate(*guided(tmp_path, "eft-i", implicit=value), "--set", "vocabulary=same")
     assert result.exit_code == 2
     assert re.fullmatch(
-        rf"error: {folder('llama')} and {folder('llama-other')}: token \d+ is \"\S+\" in one and"
-        r" \"\S+\" in the other \(\d+ strings are common, \d+ of 300 at the same id\); token"
-        r" guidance needs one vocabulary → use a guide of the base's family, or a mode that ranks"
-        r" by text: cbs-i, cbs-e, or ivg bon\n",
+        rf"error: {folder('llama')} and {folder('llama-other')}: vocabulary: same, but token \d+ is"
+        r" \"\S+\" in one and \"\S+\" in the other \(\d+ strings are common, \d+ of 300 at the same"
+        r" id\) → use a guide of the base's family, or vocabulary: auto\n",
         result.stderr,
     )
 

@@ -13,15 +13,23 @@ from tests.models import folder, pair, recipe
 
 
 @pytest.mark.parametrize("mode", ["eft-i", "ivg"])
-def test_a_token_guide_of_another_vocabulary_is_refused_before_any_weights_are_loaded(
-    mode: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("guide", "vocabulary", "sentence"),
+    [
+        ("llama-permuted", "same", "vocabulary: same, but token"),
+        ("llama-words", "auto", "tokens cannot be guided by it: the guide: a WordLevel tokenizer"),
+    ],
+)
+def test_a_token_guide_that_will_not_do_is_refused_before_any_weights_are_loaded(
+    guide: str, vocabulary: str, sentence: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = []
     monkeypatch.setattr(Networks, "_load", lambda *given: loaded.append(given))
-    guide = {"implicit": pair("llama-permuted", "llama-permuted"), "explicit": folder("scalar")}
-    with pytest.raises(ModelError, match="token guidance needs one vocabulary") as told:
-        assemble(recipe("llama", mode, guide=guide), None)
-    assert "cbs-i, cbs-e, or ivg bon" in told.value.hint
+    spec = {"implicit": pair(guide, guide), "explicit": folder("scalar")}
+    with pytest.raises(ModelError) as told:
+        assemble(recipe("llama", mode, guide=spec, vocabulary=vocabulary), None)
+    assert sentence in told.value.what
+    assert "use a guide of the base's family" in told.value.hint
     assert loaded == []
 
 
