@@ -246,7 +246,6 @@ PLANS: dict[str, Plan] = {
     "words": Plan("llama", 15, "words"),
     "words-tuned": Plan("llama", 16, "words"),
     "words-reference": Plan("llama", 17, "words"),
-    "llama-words": Plan("llama", 15, "words"),
     "scalar": Plan("llama", 21, labels=1),
     "scalar-gpt2": Plan("gpt2", 22, labels=1),
     "scalar-other": Plan("llama", 23, "other", labels=1),

@@ -56,6 +56,7 @@ class PrefixValue:
         self.function = function
         self.size = size
         self.needs_candidates = needs_candidates
+        self.always: frozenset[int] = frozenset()
         self.asked: list[tuple[int, ...]] = []
         """Prefixes for which `values` was asked."""
         self._latest: list[tuple[int, ...]] = []
@@ -70,7 +71,11 @@ class PrefixValue:
         pass
 
     def next_values(
-        self, rows: Sequence[int], states: Sequence[Row], candidates: Tensor | None
+        self,
+        rows: Sequence[int],
+        states: Sequence[Row],
+        candidates: Tensor | None,
+        logprobs: Tensor | None = None,
     ) -> Tensor:
         self._latest = [tuple(state.tokens) for state in states]
         choices = [range(self.size)] * len(rows) if candidates is None else candidates.tolist()

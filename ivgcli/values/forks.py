@@ -23,6 +23,7 @@ class Fork:
         choices: the base's candidates, C ids.
         base: the base's vocabulary.
         readers: of the models; their texts are up to date.
+        opening: whether the base's decoder would leave out a space at the beginning of a candidate.
     """
 
     def __init__(
@@ -31,16 +32,14 @@ class Fork:
         choices: Sequence[int],
         base: ByteVocabulary,
         readers: Sequence[PrefixReader],
+        opening: bool = False,
     ) -> None:
         self.row = row
         self.columns = len(choices) + 1
         """C candidates, and the text itself."""
-        pieces = base.pieces
-        self.candidates = [
-            (number, piece)
-            for number, token in enumerate(choices)
-            if (piece := pieces[token] if token < base.size else None)
-        ]
+        pieces = (base.text([token]) for token in choices)
+        texts = (piece.removeprefix(b" ") if opening else piece for piece in pieces)
+        self.candidates = [(number, text) for number, text in enumerate(texts) if text]
         """(number, bytes) of those that have text."""
         self.endings = [number for number, token in enumerate(choices) if token in base.eos]
         """Numbers of those that end it."""
@@ -133,8 +132,8 @@ class Fork:
             number = lattice.nodes[number].parent
         return [*reversed(found)]
 
-    def number(self, side: int, reader: PrefixReader, first: int) -> int:
-        """Number the distributions of new nodes, in the order of `branches`, from `first` on; return the next number."""
+    def number(self, side: int, first: int) -> int:
+        """Number the distributions of new nodes in the order of `branches`, from `first` on; return the next one."""
         known: dict[int, int] = {}
         for leaf in self.unread(side):
             path = self.path(side, leaf)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
 from ivgcli.models.streams import Branches, Stream, read_all
+from ivgcli.models.text import ANCHOR
 from ivgcli.values import Row, require_finite
 from ivgcli.values.bounds import Bounds, ask, bound
 from ivgcli.values.coverage import Coverage
@@ -82,6 +83,8 @@ class ByteImplicitValue:
             reader.resize(rows)
         self._written = [b""] * rows
         self._tokens = [0] * rows
+        self._opening = [False] * rows
+        """Whether the base's next token begins with a space that its decoder leaves out."""
         self.coverage.resize(rows)
 
     def start(self, row: int, state: Row) -> None:
@@ -92,6 +95,8 @@ class ByteImplicitValue:
             reader.start(row, form.encode(prompt.text, prompt.messages, prompt.id))
         self._written[row] = b""
         self._tokens[row] = 0
+        bare = not self.base.text(state.prompt_ids[-ANCHOR:])
+        self._opening[row] = bare and self.base.opens_with_space
         self.coverage.start(row)
 
     def copy(self, targets: Sequence[int], sources: Sequence[int]) -> None:
@@ -101,6 +106,7 @@ class ByteImplicitValue:
         for target, source in zip(targets, sources, strict=True):
             self._written[target] = self._written[source]
             self._tokens[target] = self._tokens[source]
+            self._opening[target] = self._opening[source]
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return 0: values are what the next token adds."""
@@ -110,7 +116,7 @@ class ByteImplicitValue:
         """Nothing to do: drawn tokens are read as text."""
 
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
-        """Return the log-ratio of each response's text in canonical tokens, and of its end if it has ended by itself."""
+        """Return the log-ratio of each response's text in canonical tokens, its end included if it has come."""
         self._follow(rows, states)
         self._read(rows, [])
         totals = []
@@ -118,7 +124,8 @@ class ByteImplicitValue:
             ends = [reader.slot(row, len(reader.texts[row].ids)) for row in rows]
             finish = np.log(np.maximum(reader.ending(ends), 1e-300)).tolist()
             sums = [
-                sum(reader.logprobs[row]) + (ending if state.finish == "eos" else 0.0)
+                sum(reader.logprobs[row][_shared(reader.texts[row]) :])
+                + (ending if state.finish == "eos" else 0.0)
                 for row, state, ending in zip(rows, states, finish, strict=True)
             ]
             name = reader.stream.network.name
@@ -138,7 +145,7 @@ class ByteImplicitValue:
         self._follow(rows, states)
         weights = logprobs.gather(1, candidates).exp().double().cpu().numpy()
         forks = [
-            Fork(row, choices, self.base, self.readers)
+            Fork(row, choices, self.base, self.readers, self._opening[row])
             for row, choices in zip(rows, candidates.tolist(), strict=True)
         ]
         for fork, chances in zip(forks, weights, strict=True):
@@ -148,7 +155,7 @@ class ByteImplicitValue:
         for side, (reader, tail) in enumerate(zip(self.readers, tails, strict=True)):
             first = reader.look_beyond(tail)
             for fork in forks:
-                first = fork.number(side, reader, first)
+                first = fork.number(side, first)
         bounds = self._bounds(forks)
         passes = self._narrow(forks, bounds, weights)
         values, widths = self._differences(forks, bounds)
@@ -162,7 +169,10 @@ class ByteImplicitValue:
             if state.text is not None:
                 response = state.text.encode()
             else:
-                response = current + self.base.text(state.tokens[self._tokens[row] :])
+                more = self.base.text(state.tokens[self._tokens[row] :])
+                if more and self._opening[row]:
+                    more, self._opening[row] = more.removeprefix(b" "), False
+                response = current + more
             self._tokens[row] = len(state.tokens)
             if response == current:
                 continue
@@ -225,20 +235,23 @@ class ByteImplicitValue:
             wide = (chances * uncertain).sum(-1) > self.precision.mass
             if not wide.any():
                 break
-            grown = [
-                number
+            found = {
+                number: self._grow(forks[number], number, uncertain[number], bounds)
                 for number in np.flatnonzero(wide).tolist()
-                if self._grow(forks[number], number, uncertain[number], bounds)
-            ]
+            }
+            grown = [number for number, (new, _) in found.items() if new]
+            ruled = any(out for _, out in found.values())
             if not grown:
-                break
+                if not ruled:
+                    break
+                continue
             some = [forks[number] for number in grown]
             tails = self._tails(some)
             read_all([], tails)
             for side, (reader, tail) in enumerate(zip(self.readers, tails, strict=True)):
                 first = reader.look_further(tail)
                 for fork in some:
-                    first = fork.number(side, reader, first)
+                    first = fork.number(side, first)
             for mine, other in zip(bounds, self._bounds(some), strict=True):
                 mine.patch(grown, other)
             for number in grown:
@@ -247,9 +260,9 @@ class ByteImplicitValue:
 
     def _grow(
         self, fork: Fork, number: int, uncertain: np.ndarray, bounds: Sequence[Bounds]
-    ) -> bool:
+    ) -> tuple[bool, bool]:
         """Give nodes to what the uncertain candidates of one row may still go through; return whether any are new."""
-        before = fork.nodes
+        before, out = fork.nodes, False
         for side, found in enumerate(bounds):
             lattice, text = fork.lattices[side], self.readers[side].texts[fork.row]
             gap = found.gap()[number]
@@ -263,12 +276,12 @@ class ByteImplicitValue:
                 if self.precision.tokenisations == "possible" and not _possible(
                     fork, side, text, node, token, candidate
                 ):
-                    found.masses[at] = 0.0
+                    found.masses[at], out = 0.0, True
                     rest = lattice.rest(node, candidate) or b""
                     lattice.excluded.add((node, token, rest))
                 else:
                     lattice.grow(node, token, candidate)
-        return fork.nodes > before
+        return fork.nodes > before, out
 
     def _differences(
         self, forks: Sequence[Fork], bounds: Sequence[Bounds]
@@ -277,11 +290,11 @@ class ByteImplicitValue:
         logs = []
         for found in bounds:
             middle = found.lower + 0.5 * found.gap()
-            with np.errstate(divide="ignore"):
-                logs.append(np.log(middle))
-        with np.errstate(invalid="ignore"):  # −inf of both models: neither could write it
-            ratio = logs[0] - logs[1]
-            values = ratio[:, :-1] - ratio[:, -1:]
+            # Running sums in float64 know nothing of less than this share of the text's own probability.
+            least = np.maximum(1e-16 * middle[:, -1:], 1e-300)
+            logs.append(np.log(np.maximum(middle, least)))
+        ratio = logs[0] - logs[1]
+        values = ratio[:, :-1] - ratio[:, -1:]
         for row, fork in enumerate(forks):
             mute = np.ones(fork.columns - 1, dtype=bool)
             mute[[number for number, _ in fork.candidates]] = False
@@ -311,3 +324,9 @@ def _widths(bounds: Sequence[Bounds]) -> np.ndarray:
             nats = np.log1p(gap / found.lower)
         total = total + np.where(gap > 0, nats, 0.0)
     return total
+
+
+def _shared(text: Canonical) -> int:
+    """Return how many leading ids are the prompt's."""
+    pairs = zip(text.prompt_ids, text.ids, strict=False)
+    return next((n for n, (one, two) in enumerate(pairs) if one != two), len(text.prompt_ids))

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
+from ivgcli.models.network import token_logprobs
 from ivgcli.models.streams import Branches, Reading, Stream
 from ivgcli.values import require_finite
 
 NODES = 4
 """Distributions kept of each row: those after its latest tokens. A text that could still be tokenised in another way
 rarely reaches back further; where it does, a token is read again."""
+
+SMALLEST = 1e-9
+"""A difference of two running sums in float64 is right to 1e-7 of itself down to here."""
 
 BLOCK = 64
 """Distributions worked out at once: 64 of a 50k vocabulary are 26 MB in float64."""
@@ -61,6 +65,7 @@ class PrefixReader:
         shape = (rows * NODES, self.width + 1)
         self._table = torch.empty(shape, dtype=torch.float64, device=device)
         self._beyond = self._table[:0]
+        self._states: Tensor | None = None
         self.stream.bytes_per_row = 8 * NODES * (self.width + 1)
 
     def start(self, row: int, prompt_ids: Sequence[int]) -> None:
@@ -87,6 +92,8 @@ class PrefixReader:
         to = (torch.tensor(targets)[:, None] * NODES + nodes).reshape(-1).to(self._table.device)
         of = (torch.tensor(sources)[:, None] * NODES + nodes).reshape(-1).to(self._table.device)
         self._table[to] = self._table[of]
+        if self._states is not None:
+            self._states[to] = self._states[of]
 
     def shorten(self, row: int, kept: int) -> None:
         """Take note that only the first `kept` of a row's tokens are as they were."""
@@ -142,10 +149,10 @@ class PrefixReader:
             if not pass_.rows:
                 continue
             owners, nodes, following = [], [], []
+            if starts is None:
+                self._count_first(reading)
             for place, (row, tokens) in enumerate(zip(pass_.rows, pass_.tokens, strict=True)):
                 begin = starts[place] if starts else self.stream.lengths[row] - len(tokens)
-                if starts is None:
-                    self._count_first(row, begin, tokens[0])
                 owners += [row] * len(tokens)
                 nodes += range(begin + 1, begin + len(tokens) + 1)
                 following += [*tokens[1:], -1]
@@ -153,7 +160,7 @@ class PrefixReader:
             for row, node, token, logprob in zip(owners, nodes, following, found, strict=True):
                 if token >= 0 and node == len(self.logprobs[row]):
                     self.logprobs[row].append(logprob)
-            for place, (row, tokens) in enumerate(zip(pass_.rows, pass_.tokens, strict=True)):
+            for row, tokens in zip(pass_.rows, pass_.tokens, strict=True):
                 last = len(self.texts[row].ids)
                 low, high = self.spans[row]
                 begin = last - len(tokens)
@@ -162,18 +169,38 @@ class PrefixReader:
         for row in rows:
             self._fresh[row] = False
 
-    def _count_first(self, row: int, node: int, token: int) -> None:
-        """Count the first token of a reading by the distribution that is kept from before."""
-        if node == len(self.logprobs[row]):
+    def _count_first(self, reading: Reading) -> None:
+        """Count the first tokens of a reading by the distributions that are kept from before."""
+        known: list[tuple[int, int, int]] = []
+        for row, tokens in zip(reading.rows, reading.tokens, strict=True):
+            node = self.stream.lengths[row] - len(tokens)
             low, high = self.spans[row]
-            if not low <= node <= high:
+            if node != len(self.logprobs[row]):
+                continue
+            if low <= node <= high:
+                known.append((row, self.slot(row, node), tokens[0]))
+            else:
                 # A sequence's very first token has nothing in front of it that could predict it.
                 self.logprobs[row].append(0.0)
-                return
-            place = int(self.places[token])
-            sums = self._table[row * NODES + node % NODES]
-            probability = float(sums[place + 1] - sums[place])
-            self.logprobs[row].append(float(np.log(max(probability, 1e-300))))
+        if not known:
+            return
+        rows, slots, tokens = (list(column) for column in zip(*known, strict=True))
+        places = self.places[tokens]
+        found = self.probabilities(np.asarray(slots), places, places + 1)
+        with np.errstate(divide="ignore"):
+            logprobs = np.log(found)
+        small = np.flatnonzero(found <= SMALLEST).tolist()
+        if small:
+            states = self._states[torch.tensor([slots[i] for i in small])]
+            logprobs[small] = self._logprobs(states, [tokens[i] for i in small])
+        for row, logprob in zip(rows, logprobs.tolist(), strict=True):
+            self.logprobs[row].append(logprob)
+
+    def _logprobs(self, hidden: Tensor, tokens: Sequence[int]) -> list[float]:
+        """Return log p (N,) of tokens after hidden states (N, H), however small it is."""
+        targets = torch.tensor(tokens, device=hidden.device)
+        found = token_logprobs(self.stream.network, hidden, targets)
+        return found.clamp_min(-690.0).tolist()  # no token is impossible
 
     def _weigh(
         self,
@@ -195,11 +222,25 @@ class PrefixReader:
             last = {slot: place for place, slot in enumerate(slots)}
             device = sums.device
             to = torch.tensor(list(last), device=device)
-            self._table[to] = sums[torch.tensor(list(last.values()), device=device)]
+            of = torch.tensor(list(last.values()), device=device)
+            self._table[to] = sums[of]
+            if self._states is None:
+                self._states = hidden.new_zeros((len(self._table), hidden.shape[-1]))
+            self._states[to] = hidden[part][of]
             places = torch.from_numpy(self.places[np.maximum(following[part], 0)]).to(device)
             row = torch.arange(len(slots), device=device)
             picked = sums[row, places + 1] - sums[row, places]
-            logprobs += picked.clamp_min(1e-300).log().tolist()
+            found = picked.log().tolist()
+            tiny = (picked <= SMALLEST).tolist()
+            small = [
+                place for place, token in enumerate(following[part]) if token >= 0 and tiny[place]
+            ]
+            if small:
+                tokens = [following[begin + place] for place in small]
+                exact = self._logprobs(hidden[part][torch.tensor(small, device=device)], tokens)
+                for place, logprob in zip(small, exact, strict=True):
+                    found[place] = logprob
+            logprobs += found
         return logprobs
 
     def _sums(self, hidden: Tensor, owners: Sequence[int]) -> Tensor:
@@ -238,7 +279,8 @@ class PrefixReader:
         last = len(self.texts[row].ids)
         known = min(len(self.logprobs[row]), self.stream.lengths[row])
         low, high = self.spans[row]
-        if not self._fresh[row] and not low <= known <= high:
+        waiting = self._fresh[row] and known == last
+        if not waiting and not low <= known <= high:
             low = known
         return max(min(self.texts[row].root, last), last - NODES + 1, low, 1)
 

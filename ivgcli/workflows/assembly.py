@@ -61,11 +61,11 @@ class Assembly:
         vocabulary: str = "auto",
         say: Callable[[str], None] = lambda sentence: None,
         token_guides: Sequence[ModelSpec] = (),
-        precision: PrecisionSpec = PrecisionSpec(),
+        precision: PrecisionSpec | None = None,
     ) -> None:
         self.networks = Networks(device, dtype, say)
         self.vocabulary = vocabulary
-        self.precision = Precision(**precision.model_dump())
+        self.precision = Precision(**(precision or PrecisionSpec()).model_dump())
         self.notes: list[str] = []
         self.meters: list[TextMeter] = []
         """Of the values that read whole texts."""

@@ -18,7 +18,6 @@ from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.memory import peak_memory
 from ivgcli.models.streams import Stream
 from ivgcli.recipes import MODES, GenerateRecipe, ModelSpec, SamplingSpec
-from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Prompted, Value
 from ivgcli.values.coverage import Tally, summed
@@ -112,7 +111,7 @@ def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
     say = progress.say if progress is not None else lambda sentence: None
     guides = token_guides(recipe)
     token = getattr(recipe, "token", None)
-    precision = PrecisionSpec() if token is None else token.precision
+    precision = None if token is None else token.precision
     return Assembly(
         recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides, precision
     )

@@ -27,7 +27,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 Agreement = Literal["same", "table", "bytes", "text"]
-"""A guide's ids are the base's; a table says which are; tokens can be guided by their bytes; texts can be read alone."""
+"""A guide's ids are the base's; a table says which are; its bytes can guide tokens; it can only read texts."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tests.models import folder, pair, recipe
     ("guide", "vocabulary", "sentence"),
     [
         ("llama-permuted", "same", "vocabulary: same, but token"),
-        ("llama-words", "auto", "tokens cannot be guided by it: the guide: a WordLevel tokenizer"),
+        ("words", "auto", "tokens cannot be guided by it: the guide: a WordLevel tokenizer"),
     ],
 )
 def test_a_token_guide_that_will_not_do_is_refused_before_any_weights_are_loaded(

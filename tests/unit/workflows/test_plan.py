@@ -149,10 +149,32 @@ def test_a_network_of_another_vocabulary_is_said_to_read_text() -> None:
     assert found.parts[1].tokens == own + len(PROMPTS) * 4 * (TOKENS + 4)
 
 
-def test_a_pair_of_another_vocabulary_cannot_guide_tokens_and_the_plan_says_so() -> None:
+@pytest.mark.parametrize(
+    ("tuned", "reference", "vocabulary", "told"),
+    [
+        ("llama-other", "llama-other-reference", "auto", "it guides tokens by their bytes"),
+        ("llama-other", "llama-other-reference", "same", "THIS RUN WOULD BE REFUSED"),
+        ("llama-other", "llama-other-reference", "ids", "ids are taken as they are"),
+        ("words-tuned", "words-reference", "auto", "cannot be guided by it: THIS RUN WOULD BE"),
+        ("llama-permuted", "llama-permuted", "auto", "a table says which token is which"),
+    ],
+)
+def test_a_plan_says_what_becomes_of_a_token_guide_of_another_vocabulary(
+    tuned: str, reference: str, vocabulary: str, told: str
+) -> None:
+    guide = {"implicit": pair(tuned, reference)}
+    plan = plan_generate(recipe("llama", "eft-i", guide=guide, vocabulary=vocabulary), ASKED)
+    assert sum(told in note for note in plan.notes) == len({tuned, reference})
+
+
+def test_guidance_in_bytes_reads_about_as_much_as_planned() -> None:
+    """IN_BYTES is measured on English; random networks over toy vocabularies stay within a factor of two."""
     guide = {"implicit": pair("llama-other", "llama-other-reference")}
-    notes = plan_generate(recipe("llama", "eft-i", guide=guide), ASKED).notes
-    assert sum("THIS RUN WOULD BE REFUSED" in note for note in notes) == 2
+    plan = recipe("llama", "eft-i", guide=guide, sampling={"max_new_tokens": 12})
+    run = decode(plan, eos_ids=frozenset())
+    planned = {part.role: part.tokens for part in plan_generate(plan, ASKED).parts}
+    for role, name in (("tuned", "llama-other"), ("reference", "llama-other-reference")):
+        assert 0.5 < run.network(name).ledger.tokens / planned[role] < 2
 
 
 def test_whole_texts_are_counted_as_a_loop_over_the_steps_counts_them() -> None:
