@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ivgcli.models.streams import Reading, read_all
 from ivgcli.recipes import GenerateRecipe
-from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.values import Prompted, Row
 from ivgcli.values.implicit_bytes import ByteImplicitValue
+from ivgcli.values.precision import Precision
 from ivgcli.workflows.assembly import Assembly
 from tests.models import scratch, wrapped
 
@@ -233,11 +233,18 @@ class Sums:
 
     def prefix_probability(self, context: Sequence[int], pending: bytes) -> float:
         """Return P(text after `context` begins with `pending`): the last token may run past its end."""
-        return self._sum(tuple(context), pending, False)
+        return self._sum(context, pending, False)
 
     def ending_probability(self, context: Sequence[int], pending: bytes) -> float:
         """Return P(text after `context` is `pending`, and then it ends)."""
-        return self._sum(tuple(context), pending, True)
+        return self._sum(context, pending, True)
+
+    def read_ahead(self, context: Sequence[int], pending: bytes, pieces: Iterable[bytes]) -> None:
+        """Read all that is asked of the pending text, of its end, and of it with each piece, side by side."""
+        wanted = set(self._paths(tuple(context), pending, True))
+        for piece in pieces:
+            wanted.update(self._paths(tuple(context), pending + piece, False))
+        self._read(sorted(wanted))
 
     def canonical_logprob(self, ids: Sequence[int], begin: int) -> float:
         """Return the log-probability of ids from place `begin` on."""
@@ -251,9 +258,11 @@ class Sums:
         self._read([ids])
         return self._known[ids]
 
-    def _sum(self, ids: tuple[int, ...], rest: bytes, ended: bool) -> float:
-        if ids not in self._known:
-            self._read([path for path in self._paths(ids, rest) if path not in self._known])
+    def _sum(self, context: Sequence[int], rest: bytes, ended: bool) -> float:
+        self._read([*self._paths(tuple(context), rest, ended)])
+        return self._sum_from(tuple(context), rest, ended)
+
+    def _sum_from(self, ids: tuple[int, ...], rest: bytes, ended: bool) -> float:
         chances = self._known[ids]
         if not rest:
             return float(chances[self.ends].sum()) if ended else 1.0
@@ -264,15 +273,16 @@ class Sums:
             if piece.startswith(rest) and not (ended and piece == rest):
                 total += 0.0 if ended else float(chances[token])
             elif rest.startswith(piece):
-                total += float(chances[token]) * self._sum((*ids, token), rest[len(piece) :], ended)
+                after = self._sum_from((*ids, token), rest[len(piece) :], ended)
+                total += float(chances[token]) * after
         return total
 
-    def _paths(self, ids: tuple[int, ...], rest: bytes) -> Iterator[tuple[int, ...]]:
+    def _paths(self, ids: tuple[int, ...], rest: bytes, ended: bool) -> Iterator[tuple[int, ...]]:
         """Yield every sequence after which a distribution is needed."""
         yield ids
         for token, piece in enumerate(self.pieces):
-            if piece and rest.startswith(piece):
-                yield from self._paths((*ids, token), rest[len(piece) :])
+            if piece and rest.startswith(piece) and (ended or piece != rest):
+                yield from self._paths((*ids, token), rest[len(piece) :], ended)
 
     @torch.no_grad()
     def _read(self, wanted: Sequence[tuple[int, ...]]) -> None:
@@ -287,11 +297,24 @@ class Sums:
                 self._known[each] = found
 
 
+@functools.cache
+def sums(vocabulary: str, folder: str) -> Sums:
+    """Return the sums of a network over a toy vocabulary, loaded once."""
+    return Sums(folder, toy(vocabulary).pieces)
+
+
 def decoded(response: bytes) -> tuple[str, bytes]:
     """Return the text of a response's whole characters, U+FFFD for what is none, and the bytes held back."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(response)
     return text, decoder.getstate()[0]
+
+
+@functools.cache
+def assembly(base: str) -> Assembly:
+    """Return the assembly over a base in float64; it loads each network once, whoever reads it."""
+    plan = GenerateRecipe.model_validate({"base": base})
+    return Assembly(plan.base, "cpu", "float64")
 
 
 class Rows:
@@ -317,45 +340,37 @@ class Rows:
     ) -> None:
         self.base = toy(base[0])
         self.guide = toy(guide[0])
+        self.guide_name = guide[0]
         self.folders = [network(guide[0], seed, canonical, ends) for seed in guide[1:]]
         pair = dict(zip(("tuned", "reference"), self.folders, strict=True))
-        plan = GenerateRecipe.model_validate(
+        self.plan = GenerateRecipe.model_validate(
             {"base": network(*base), "mode": "eft-i", "guide": {"implicit": [pair]}}
         )
         width, mass, counted = precision
-        exactness = PrecisionSpec(width=width, mass=mass, tokenisations=counted)
-        self.assembly = Assembly(plan.base, "cpu", "float64", precision=exactness)
-        self.value: ByteImplicitValue = self.assembly.implicit(plan.guide, for_tokens=True)
+        self.assembly = assembly(network(*base))
+        self.assembly.precision = Precision(counted, width, mass)
+        self.value: ByteImplicitValue = self.assembly.implicit(self.plan.guide, for_tokens=True)
         self.streams = self.value.streams()
         for follower in (*self.streams, self.value):
             follower.resize(len(prompts))
         for reader in self.value.readers:
             reader._table.fill_(torch.nan)  # whatever is used without having been read shows
         self.states: list[Row] = [self._fresh(prompt) for prompt in prompts]
-        for row in range(len(prompts)):
-            self.begin(row)
+        self.prefill(self.value, self.states)
 
     def _fresh(self, prompt: str) -> Row:
         ids = self.base.tokenizer(prompt)["input_ids"]
         return Row(Prompted(prompt, prompt, None, prompt), ids)
 
-    def begin(self, row: int, prompt: str | None = None) -> None:
-        """Read a row's prompt and begin its response."""
-        self.states[row] = self._fresh(self.states[row].prompt.text if prompt is None else prompt)
-        self._prefill(self.value, [row], [self.states[row]])
-
-    def prefill(self, value: Any, states: Sequence[Row]) -> None:
-        """Read the prompts of rows 0, 1, … for another value, and begin them there."""
-        self._prefill(value, range(len(states)), states)
-
     @torch.inference_mode()
-    def _prefill(self, value: Any, rows: Sequence[int], states: Sequence[Row]) -> None:
+    def prefill(self, value: Any, states: Sequence[Row]) -> None:
+        """Read the prompts of rows 0, 1, … for a value, and begin them there."""
         readings = []
         for stream in value.streams():
             ids = [stream.prompts.encode(state.prompt.text, None) for state in states]
-            readings.append(Reading(stream, list(rows), ids, prompt=True))
+            readings.append(Reading(stream, [*range(len(states))], ids, prompt=True))
         read_all(readings)
-        for row, state in zip(rows, states, strict=True):
+        for row, state in enumerate(states):
             value.start(row, state)
 
     @torch.inference_mode()

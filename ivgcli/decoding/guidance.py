@@ -13,6 +13,9 @@ from ivgcli.values import Row
 CANDIDATES = 20
 """Candidates of a value that needs some, if the recipe names no number (VAS and IVO use 20)."""
 
+CANDIDATES_IN_BYTES = 64
+"""The same for a value in bytes, which costs little more for each: they hold what a token-wise tilt moves most."""
+
 
 def tilted(
     guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], states: Sequence[Row]
@@ -35,7 +38,7 @@ def tilted(
     """
     count = guidance.candidates
     if count is None and guidance.value.needs_candidates:
-        count = CANDIDATES
+        count = CANDIDATES_IN_BYTES if guidance.value.always else CANDIDATES
     if count is None:
         values = guidance.value.next_values(rows, states, None)
         width = min(values.shape[1], logprobs.shape[1])

@@ -1,4 +1,4 @@
-"""The byte strings of a vocabulary in the order of their bytes: which begin with a text, and which a text begins with."""
+"""The byte strings of a vocabulary in the order of their bytes: which begin with a text, and which begin it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kind of tokenizer a tokenizer.json describes, which are refused, and the bytes that a token's string stands for."""
+"""Which kind of tokenizer a tokenizer.json describes, and the bytes that its tokens' strings stand for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def refusal(name: str, what: str) -> ModelError:
         name: of the tokenizer.
         what: what it is or does.
     """
-    hint = "a byte-level BPE, a SentencePiece or a unigram tokenizer can be guided across vocabularies"
+    hint = (
+        "a byte-level BPE, a SentencePiece or a unigram tokenizer can be guided across vocabularies"
+    )
     return ModelError(name, what, hint)
 
 

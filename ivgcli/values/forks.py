@@ -84,25 +84,37 @@ class Fork:
         return dict(self.candidates).get(column, b"")
 
     def look_ahead(self, chances: np.ndarray, mass: float) -> None:
-        """Make nodes for what the most probable candidates would be tokenised into, until `mass` is left over.
+        """Make nodes for what candidates of several tokens would be tokenised into, until `mass` is left over.
 
         Args:
             chances: (C,) the base's probabilities.
-            mass: probability that may stay without.
+            mass: probability that candidates may hold together which stay without.
         """
-        ranked = sorted(self.candidates, key=lambda pair: -chances[pair[0]])
-        left = sum(chances[number] for number, _ in ranked)
-        for number, piece in ranked:
-            grow = left > mass
-            left -= chances[number]
-            for side, lattice in enumerate(self.lattices):
-                if lattice not in self.lattices[:side]:
-                    self._continue(side, lattice, number, piece, grow)
+        for side, lattice in enumerate(self.lattices):
+            if lattice in self.lattices[:side]:
+                continue
+            for number, piece in self.candidates:
+                self._continue(side, lattice, number, piece, False)
+            waiting = sorted(lattice.leads, key=lambda lead: -chances[lead[0]])
+            left = sum(chances[number] for number, _, _ in waiting)
+            texts = dict(self.candidates)
+            for place, (number, _, _) in enumerate(waiting):
+                if left <= mass:
+                    lattice.leads = waiting[place:]
+                    break
+                left -= chances[number]
+                self._continue(side, lattice, number, texts[number], True)
+            else:
+                lattice.leads = []
 
-    def _continue(self, side: int, lattice: Lattice, number: int, piece: bytes, grow: bool) -> None:
+    def _continue(
+        self, side: int, lattice: Lattice, number: int, piece: bytes, grow: bool
+    ) -> None:
         """Make nodes along the canonical tokenisation of the text with a candidate, or note where one is missing."""
         text = self.readers[side].texts[self.row]
         kept, tail = text.after(piece)
+        if len(tail) < 2 and not text.held:
+            return
         node = kept - self.begins[side]
         if node < 0:
             return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,7 @@ import torch
 from ivgcli.decoding import TokenGuidance
 from ivgcli.decoding.guidance import tilted
 from ivgcli.values.coverage import Coverage
-from tests.oracles_bytes import END, STOP, Rows, Sums, allowed_pairs, decoded, network, toy
+from tests.oracles_bytes import END, STOP, Rows, Sums, allowed_pairs, decoded, network, sums, toy
 
 CLOSE = 5e-6
 """Nats. Weights are float64, but rotary angles, attention weights and logits are float32 on the way: 2e-6 was the
@@ -20,11 +18,6 @@ most in 60 steps of these models."""
 DIRECTIONS = [("bytes", "pieces"), ("pieces", "bytes"), ("words", "unigram"), ("unigram", "words")]
 PROMPTS = ["ab ca", "c ab é"]
 """Both end inside a word, the first one inside what some pieces merge."""
-
-
-@functools.cache
-def sums(vocabulary: str, folder: str) -> Sums:
-    return Sums(folder, toy(vocabulary).pieces)
 
 
 def oracles_of(rows: Rows, name: str) -> list[Sums]:
@@ -47,6 +40,7 @@ def exact_values(rows: Rows, row: int, both: list[Sums]) -> np.ndarray:
     logs = []
     for side, brute in enumerate(both):
         context, pending = rows.context(row, side)
+        brute.read_ahead(context, pending, filter(None, rows.base.pieces))
         here = brute.prefix_probability(context, pending)
         found = np.ones(len(rows.base.pieces))
         for token, piece in enumerate(rows.base.pieces):
@@ -61,21 +55,22 @@ def exact_values(rows: Rows, row: int, both: list[Sums]) -> np.ndarray:
 @pytest.mark.parametrize(("base", "guide"), DIRECTIONS)
 def test_every_candidate_gets_the_log_ratio_of_sums_over_all_tokenisations(base, guide):
     """At every step: each token of the base, half characters included, and EOS, over two EOS ids of the guide."""
+    rows = Rows((base, 1), (guide, 2, 3), PROMPTS)
+    both = oracles_of(rows, guide)
     back = held = 0
-    for prompt in PROMPTS:
-        rows = Rows((base, 1), (guide, 2, 3), [prompt])
-        both = oracles_of(rows, guide)
-        before = rows.guide.tokenizer(prompt)["input_ids"]
-        # A "b" behind the prompt's "a" changes the prompt's own last token in all four vocabularies.
-        for token in [rows.base.pieces.index(b"b"), *text_of(base, len(prompt))]:
-            found = rows.next_values()[0]
-            np.testing.assert_allclose(found, exact_values(rows, 0, both), atol=CLOSE)
-            rows.states[0].tokens.append(token)
-            text, half = decoded(rows.base.text(rows.states[0].tokens))
-            after = rows.guide.tokenizer(prompt + text)["input_ids"]
-            back += after[: len(before)] != before
+    before = [rows.guide.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    # A "b" behind the prompt's "a" changes the prompt's own last token in all four vocabularies.
+    first = rows.base.pieces.index(b"b")
+    for step in zip(*([first, *text_of(base, len(prompt))] for prompt in PROMPTS), strict=True):
+        values = rows.next_values([0, 1])
+        for row, token in enumerate(step):
+            np.testing.assert_allclose(values[row], exact_values(rows, row, both), atol=CLOSE)
+            rows.states[row].tokens.append(token)
+            text, half = decoded(rows.base.text(rows.states[row].tokens))
+            after = rows.guide.tokenizer(PROMPTS[row] + text)["input_ids"]
+            back += after[: len(before[row])] != before[row]
             held += bool(half)
-            before = after
+            before[row] = after
     assert back, "the guide's tokenisation never changed behind its end"
     assert held, "no character was ever incomplete"
 
@@ -122,13 +117,13 @@ def test_increments_add_up_while_the_context_stays(base, guide):
     """
     rows = Rows((base, 1), (guide, 2, 3), ["ab ca"])
     both = oracles_of(rows, guide)
-    rows.next_values(candidates=[END])
+    values = rows.next_values()[0]
     began = [rows.context(0, side) for side in (0, 1)]
     longest, count, total = 0, 0, 0.0
     for token in text_of(base, 11, 8):
-        gain = rows.next_values()[0][token]
+        gain = values[token]
         rows.states[0].tokens.append(token)
-        rows.next_values(candidates=[token])
+        values = rows.next_values()[0]
         now = [rows.context(0, side) for side in (0, 1)]
         total, count = total + gain, count + 1
         if any(here[0] != there[0] for here, there in zip(now, began, strict=True)):

@@ -303,6 +303,15 @@ def test_other_kinds_are_refused_by_name(sentence: str) -> None:
         ByteVocabulary(REFUSED[sentence]())
 
 
+def test_what_a_tokenizer_is_comes_before_what_it_does_to_text() -> None:
+    """BERT's changes text, too, but no other setting would make it one that is known."""
+    bert = refused(
+        models.WordPiece(LETTERS, unk_token="a"), None, normalizers.BertNormalizer(lowercase=True)
+    )
+    with pytest.raises(ModelError, match="a WordPiece tokenizer"):
+        ByteVocabulary(bert)
+
+
 def test_a_tokenizer_in_python_is_refused() -> None:
     slow = SimpleNamespace(name_or_path="old/model")
     with pytest.raises(ModelError, match="old/model: a tokenizer in Python"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from ivgcli.recipes import GenerateRecipe
 from ivgcli.values import Row
 from ivgcli.values.coverage import WIDEST, summed
-from tests.oracles_bytes import END, STOP, Rows, Sums, toy
+from tests.oracles_bytes import END, STOP, Rows, sums, toy
+from tests.oracles_canonical import CanonicalSums
 
 CLOSE = 5e-6
 """Nats; see tests/golden/test_guidance_in_bytes.py."""
@@ -40,11 +42,11 @@ def test_a_row_that_was_followed_equals_one_that_begins_with_the_whole_text(base
     tokens = [*random_tokens(base, 1, 3), *spell(base, "é"), *random_tokens(base, 2, 2)]
     prompts = [PROMPTS[0]] * (len(tokens) + 1)
     rows = Rows((base, 1), (guide, 2, 3), prompts, precision)
+    rows.next_values(range(len(prompts)))
     for count in range(1, len(tokens) + 1):
-        rows.next_values([0, count])
         rows.states[0].tokens = tokens[:count]
         rows.states[count].tokens = tokens[:count]
-        followed, fresh = (rows.next_values([row])[0] for row in (0, count))
+        followed, fresh = rows.next_values([0, count])
         np.testing.assert_allclose(fresh, followed, atol=CLOSE)
         for reader in rows.value.readers:
             assert reader.texts[0].ids == reader.texts[count].ids
@@ -101,11 +103,7 @@ def test_a_sibling_starts_cleanly_where_a_text_has_reached_back_into_the_prompt(
 
 def by_text(rows: Rows, states: list[Row]) -> list[float]:
     """Return the values of whole texts by the value that ranks responses of another vocabulary."""
-    pair = dict(zip(("tuned", "reference"), rows.folders, strict=True))
-    plan = GenerateRecipe.model_validate(
-        {"base": rows.assembly.base.network.name, "mode": "eft-i", "guide": {"implicit": [pair]}}
-    )
-    value = rows.assembly.implicit(plan.guide, for_tokens=False)
+    value = rows.assembly.implicit(rows.plan.guide, for_tokens=False)
     for follower in (*value.streams(), value):
         follower.resize(len(states))
     rows.prefill(value, states)
@@ -187,22 +185,27 @@ def test_coverage_is_what_can_be_counted_by_hand():
     assert found["width"] == pytest.approx(tally.width / 4)
 
 
-def forbid(rows: Rows, side: int, tokens: list[int], logit: float = float("-inf")) -> None:
-    """Let one network give tokens a logit whatever stands before."""
-    network = rows.streams[side].network
-    outputs = network.outputs
+@pytest.fixture
+def forbid(monkeypatch) -> Callable[..., None]:
+    """Let one network give tokens a logit whatever stands before, for the rest of a test."""
 
-    def changed(hidden: torch.Tensor) -> torch.Tensor:
-        found = outputs(hidden).clone()
-        found[..., tokens] = logit
-        return found
+    def change(rows: Rows, side: int, tokens: list[int], logit: float = float("-inf")) -> None:
+        network = rows.streams[side].network
+        outputs = network.outputs
 
-    network.outputs = changed
+        def changed(hidden: torch.Tensor) -> torch.Tensor:
+            found = outputs(hidden).clone()
+            found[..., tokens] = logit
+            return found
+
+        monkeypatch.setattr(network, "outputs", changed)
+
+    return change
 
 
 @pytest.mark.parametrize("precision", [EXACT, DEFAULT, LOOSE])
 @pytest.mark.parametrize("sides", [(0,), (1,), (0, 1)])
-def test_no_candidate_gets_an_infinite_value_where_a_model_gives_none(precision, sides):
+def test_no_candidate_gets_an_infinite_value_where_a_model_gives_none(precision, sides, forbid):
     """All tokens with a "b" are impossible, and EOS; then also a text in which one stands already."""
     rows = Rows(("bytes", 1), ("pieces", 2, 3), [PROMPTS[0]], precision)
     gone = [t for t, p in enumerate(rows.guide.pieces) if p and b"b" in p]
@@ -215,7 +218,7 @@ def test_no_candidate_gets_an_infinite_value_where_a_model_gives_none(precision,
         assert bool(torch.isfinite(rows.value.values([0], rows.states)).all())
 
 
-def test_a_token_of_tiny_probability_costs_what_its_logarithm_says():
+def test_a_token_of_tiny_probability_costs_what_its_logarithm_says(forbid):
     """log p = −60 or so: far below the rounding of running sums, and still a number of the network's."""
     rows = Rows(("bytes", 1), ("pieces", 2, 3), ["ab c"], LOOSE, ends=1)
     single = rows.guide.pieces.index(b"c")
@@ -226,7 +229,7 @@ def test_a_token_of_tiny_probability_costs_what_its_logarithm_says():
     assert found == pytest.approx(by_text(rows, rows.states), abs=1e-3)
 
 
-def test_a_candidate_that_the_tuned_model_all_but_forbids_is_not_treated_as_neutral():
+def test_a_candidate_that_the_tuned_model_all_but_forbids_is_not_treated_as_neutral(forbid):
     """Probability e^−60 under the tuned model, some percent under its reference: the value is far below 0."""
     rows = Rows(("bytes", 1), ("pieces", 2, 3), ["ab "], EXACT)
     forbid(rows, 0, [t for t, p in enumerate(rows.guide.pieces) if p and b"c" in p], -60.0)
@@ -261,10 +264,80 @@ def test_sums_over_all_tokenisations_count_texts_that_end_in_any_tokens():
     logs = []
     for side, folder in enumerate(rows.folders):
         context, pending = rows.context(0, side)
-        brute = Sums(folder, rows.guide.pieces)
+        brute = sums("bytes", folder)
         ended = brute.ending_probability(context, pending)
         logs.append(np.log(ended / brute.prefix_probability(context, pending)))
     assert found == pytest.approx(logs[0] - logs[1], abs=CLOSE)
+
+
+def opened(rows: Rows, side: int) -> tuple[list[int], bytes]:
+    """Return what `Rows.context` does, of a base whose decoder leaves out the first space of a whole text."""
+    text = rows.base.text(rows.states[0].tokens).removeprefix(b" ").decode()
+    ids = rows.guide.tokenizer(text)["input_ids"]
+    count = rows.value.readers[side].first_node(0)
+    space = rows.guide.text(rows.guide.tokenizer("a")["input_ids"])[:1] == b" "
+    # Before there is any text, the guide's first token is still to bring the space that begins its documents.
+    pending = rows.guide.text(ids[count:]) if text else b" " * space
+    return ids[:count], pending
+
+
+@pytest.mark.parametrize(
+    ("base", "guide", "response"),
+    [("pieces", "bytes", "ab c"), ("unigram", "bytes", "  a"), ("pieces", "unigram", "ab c")],
+)
+def test_behind_an_empty_prompt_a_sentencepiece_base_begins_without_its_unwritten_space(
+    base, guide, response
+):
+    """▁a is worth what the text "a" is, ▁ alone nothing; the second space is one. Sums over all tokenisations."""
+    rows = Rows((base, 1), (guide, 2, 3), [""], EXACT)
+    pieces = rows.base.pieces
+    written = [token for token, piece in enumerate(pieces) if piece]
+    for step, token in enumerate(spell(base, response)):
+        found = rows.next_values()[0]
+        texts = [pieces[t].removeprefix(b" ") if step == 0 else pieces[t] for t in written]
+        logs = []
+        for side, folder in enumerate(rows.folders):
+            brute = sums(guide, folder)
+            context, pending = opened(rows, side)
+            brute.read_ahead(context, pending, texts)
+            whole = brute.prefix_probability(context, pending)
+            parts = [brute.prefix_probability(context, pending + text) for text in texts]
+            logs.append(np.log(parts) - np.log(whole))
+        np.testing.assert_allclose(found[written], logs[0] - logs[1], atol=CLOSE)
+        if step == 0:
+            assert found[pieces.index(b" a")] == found[pieces.index(b"a")] != 0
+            assert found[pieces.index(b" ")] == 0
+        rows.states[0].tokens.append(token)
+
+
+@pytest.mark.parametrize(("base", "guide"), DIRECTIONS)
+@pytest.mark.parametrize("together", [False, True])
+def test_canonical_values_are_those_of_the_canonical_tokenisations_of_text_and_candidate(
+    base, guide, together
+):
+    """Each candidate alone, whose paths are its own and the trunk's; and all at once, where they share their paths."""
+    rows = Rows((base, 1), (guide, 2, 3), [PROMPTS[0]], (0.0, 0.0, "canonical"))
+    pieces = rows.base.pieces
+    real = [t for t, piece in enumerate(pieces) if piece or t == END]
+    asked = paths = 0
+    for token in [pieces.index(b"b"), *spell(base, "cé"), *random_tokens(base, 12, 2)]:
+        for choices in [real] if together else [[each] for each in real[::2]]:
+            found = rows.next_values([0], choices)[0]
+            logs = []
+            for side in (0, 1):
+                oracle = CanonicalSums(rows, side, choices)
+                whole = oracle.here()
+                parts = np.array(
+                    [oracle.going_on(pieces[t]) if pieces[t] else oracle.ending() for t in choices]
+                )
+                # Bytes that can be no character here have no canonical tokenisation: their value is 0.
+                nowhere = parts == 0
+                logs.append(np.log(np.where(nowhere, whole, parts)) - np.log(whole))
+            np.testing.assert_allclose(found, logs[0] - logs[1], atol=1e-5)
+            asked += len(choices)
+            paths += int((~nowhere).sum())
+        rows.states[0].tokens.append(token)
+    assert paths > 0.6 * asked
 
 
 def test_a_row_may_have_text_before_it_is_asked_for_the_first_time():
