@@ -129,6 +129,9 @@ class Canonical:
 
         Bytes of a character that is not whole are left out.
         """
+        apart = self._apart(more)
+        if apart is not None:
+            return len(self.ids), apart
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         decoder.setstate(self._decoder.getstate())
         segment = self._grown(decoder.decode(more))
@@ -137,6 +140,22 @@ class Canonical:
         fresh = self._tokenised(segment, self.before)
         kept = _shared(self.ids[self.root :], fresh)
         return self.root + kept, fresh[kept:]
+
+    def _apart(self, more: bytes) -> tuple[int, ...] | None:
+        """Return the ids of more bytes if they close the text behind which they stand; None if that is not so.
+
+        Most candidates begin a word. Their ids are then remembered for all texts, and not for each word before them.
+        """
+        last = self.text[-4:]
+        # An unwritten space has no token of its own before there is something behind it.
+        opening = not self.ends or self.ends[-1] != len(self.text)
+        if opening or not last or self.held or not self.vocabulary.closed(last + more, len(last)):
+            return None
+        try:
+            added = self.vocabulary.normalised(more.decode()).encode()
+        except UnicodeDecodeError:
+            return None
+        return self._tokenised(added, last.decode(errors="ignore")[-1])
 
     def copy(self) -> Canonical:
         """Return another one that goes on from here."""

@@ -107,9 +107,7 @@ class Fork:
             else:
                 lattice.leads = []
 
-    def _continue(
-        self, side: int, lattice: Lattice, number: int, piece: bytes, grow: bool
-    ) -> None:
+    def _continue(self, side: int, lattice: Lattice, number: int, piece: bytes, grow: bool) -> None:
         """Make nodes along the canonical tokenisation of the text with a candidate, or note where one is missing."""
         text = self.readers[side].texts[self.row]
         kept, tail = text.after(piece)
