@@ -24,9 +24,13 @@ def fenced(language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    """Return every `ivg` command of the README as its words, pipes cut off."""
+    """Return every `ivg` command of the README with a recipe as its words, pipes cut off."""
     lines = [line for block in fenced("sh") for line in block.splitlines()]
-    return [shlex.split(line.partition(" | ")[0])[1:] for line in lines if line.startswith("ivg ")]
+    return [
+        shlex.split(line.partition(" | ")[0])[1:]
+        for line in lines
+        if line.startswith("ivg ") and not line.startswith("ivg guide ")
+    ]
 
 
 def test_the_mode_table_is_that_of_the_code() -> None:

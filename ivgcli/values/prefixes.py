@@ -26,6 +26,11 @@ BLOCK = 64
 """Distributions worked out at once: 64 of a 50k vocabulary are 26 MB in float64."""
 
 
+def distribution_bytes(width: int) -> int:
+    """Return the bytes of the distributions that are kept of one row, over `width` ids."""
+    return 8 * NODES * (width + 1)
+
+
 class PrefixReader:
     """Follows rows in a model's own canonical tokens and keeps its latest next-token distributions.
 
@@ -66,7 +71,7 @@ class PrefixReader:
         self._table = torch.empty(shape, dtype=torch.float64, device=device)
         self._beyond = self._table[:0]
         self._states: Tensor | None = None
-        self.stream.bytes_per_row = 8 * NODES * (self.width + 1)
+        self.stream.bytes_per_row = distribution_bytes(self.width)
 
     def start(self, row: int, prompt_ids: Sequence[int]) -> None:
         """Begin a row whose prompt the stream has read."""

@@ -9,6 +9,7 @@ from typing import Any
 from ivgcli.models.prompts import PLACEHOLDER
 from ivgcli.models.sizes import Found, Kind
 from ivgcli.recipes import ExplicitSpec, ImplicitSpec, ModelSpec
+from ivgcli.values.prefixes import distribution_bytes
 from ivgcli.workflows.reckoning import Course
 from ivgcli.workflows.survey import BYTES, Asked, Survey
 
@@ -52,6 +53,8 @@ class Member:
     """Tokens of each prompt; None: they are not here."""
     kept: bool
     """Whether it keeps keys and values, and so reads every prompt once."""
+    table: int = 0
+    """Bytes of the distributions that guidance in bytes keeps of a row."""
 
 
 class Cast:
@@ -99,7 +102,8 @@ class Cast:
             apart = self._in_bytes() if guides else self._by_text(False)
             reads = self._following(guides) if shared else apart
             for role, spec, prompt in zip(("tuned", "reference"), specs, told, strict=True):
-                self._stream(self._numbered(role), spec, reads, prompt, alone=not shared)
+                number = self._numbered(role)
+                self._stream(number, spec, reads, prompt, not shared, guides and not shared)
 
     def add_explicit(self, values: Sequence[ExplicitSpec], guides: bool, ranks: bool) -> None:
         """Add explicit values, or rewards read as such.
@@ -159,6 +163,7 @@ class Cast:
         reads: Reads,
         prompt: str | None = None,
         alone: bool = False,
+        in_bytes: bool = False,
     ) -> None:
         """Add a language model's stream; reading the same as an earlier one costs nothing more.
 
@@ -168,6 +173,7 @@ class Cast:
             reads: what it reads.
             prompt: its side of a prompt pair: a template, or a system prompt.
             alone: whether it reads through its own tokenizer, and so shares nothing.
+            in_bytes: whether it guides tokens so, for which distributions are kept.
         """
         found = self.survey.find(spec, "language model")
         adapter = None if found.reference is None else found.reference.adapter
@@ -175,7 +181,7 @@ class Cast:
         key = (self._key(spec, found, "language model"), form, adapter, role if alone else "")
         first = self._streams.setdefault(key, role)
         if first == role:
-            self._add(role, spec, found, "language model", reads, True, prompt)
+            self._add(role, spec, found, "language model", reads, True, prompt, in_bytes)
             return
         part = replace(self._described(role, spec, found), weights=0)
         part = replace(part, notes=(f"what {first} reads and keeps",))
@@ -190,6 +196,7 @@ class Cast:
         reads: Reads,
         kept: bool,
         prompt: str | None = None,
+        in_bytes: bool = False,
     ) -> None:
         """Note one part; weights count where they come first."""
         part = self._described(role, spec, found)
@@ -201,11 +208,14 @@ class Cast:
         told = prompt if shown is None else None
         lengths = self.survey.lengths(spec, self.asked, shown, told)
         size = found.size
+        table = 0
         if kept and size is not None:
             most = max(lengths or [0], default=0) + self.limit
             most = most if size.context is None else min(most, size.context)
-            part = replace(part, row=size.cache_bytes(BYTES[part.format]) * most)
-        self.members.append(Member(part, reads, lengths, kept))
+            if in_bytes:
+                table = distribution_bytes(max(size.outputs, size.vocabulary))
+            part = replace(part, row=size.cache_bytes(BYTES[part.format]) * most + table)
+        self.members.append(Member(part, reads, lengths, kept, table))
 
     def _described(self, role: str, spec: ModelSpec, found: Found) -> Part:
         """Return a part without what it shares and reads."""

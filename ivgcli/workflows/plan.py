@@ -179,10 +179,10 @@ def rows_line(
     rows = wanted
     if rows is None and free is not None and weights is not None:
         length = cast.longest() + cast.limit
-        kept = [member.part for member in cast.members if member.kept]
+        kept = [(member.part, member.table) for member in cast.members if member.kept]
         per_row = sum(
-            row_bytes(each.cache_bytes(BYTES[part.format]), each.outputs, length)
-            for part in kept
+            row_bytes(each.cache_bytes(BYTES[part.format]), each.outputs, length) + table
+            for part, table in kept
             for each in [part.found.size if part.found else None]
             if each is not None
         )

@@ -19,7 +19,7 @@ ivg guide $out/implicit --base $base
 names=()
 decode() { # NAME flags: decode the held-out prompts, unless they are there
     names+=("$1")
-    ivg generate $movies/generate.yaml --in $movies/prompts-held-out.jsonl --limit $count --out $out/$1.jsonl --resume --base $base "${@:2}"
+    ivg generate $movies/generate.yaml --in $movies/prompts-held-out.jsonl --limit $count --out $out/$1.jsonl --resume --base $base --set token.candidates=null "${@:2}"
 }
 decode base --mode base
 for w in 0.3 1; do

@@ -275,15 +275,23 @@ def test_keys_and_values_of_a_row_are_as_large_as_the_cache_of_the_engine() -> N
     assert 20 * found.row == real
 
 
-def test_rows_are_those_that_the_engine_would_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("mode", "guide"),
+    [("ivg", SCALAR), ("eft-i", {"implicit": pair("llama-other", "llama-other-reference")})],
+    ids=["one vocabulary", "in bytes"],
+)
+def test_rows_are_those_that_the_engine_would_choose(
+    mode: str, guide: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     free = 4 * 2**20
     for module in ("plan", "capacity"):
         monkeypatch.setattr(f"ivgcli.workflows.{module}.free_memory", lambda device: free)
     sampling = {"max_new_tokens": TOKENS, "samples": 100}
-    plan = recipe("llama", "ivg", guide=SCALAR, chunk=CHUNK, sampling=sampling)
+    plan = recipe("llama", mode, guide=guide, chunk=CHUNK, sampling=sampling)
     _, engine = engine_of(plan, 4)
     found = plan_generate(plan, ASKED)
-    longest = max(len(tokenizer("bytes")(text)["input_ids"]) for text in PROMPTS)
+    readers = [stream.network.tokenizer for stream in engine.streams]
+    longest = max(len(reader(text)["input_ids"]) for reader in readers for text in PROMPTS)
     # The engine asks when the weights are loaded, the plan before.
     monkeypatch.setattr("ivgcli.workflows.capacity.free_memory", lambda _: free - found.weights)
     rows = affordable_rows(engine.streams, longest + TOKENS, engine.ranking.rows)
