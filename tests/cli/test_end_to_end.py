@@ -389,3 +389,45 @@ def test_order_and_rows_change_nothing(tmp_path: Path, guide: Path, common: list
         runs.append(sorted(map(json.loads, found), key=lambda record: record["id"]))
     assert_same(runs[1], runs[0])
     assert_same(runs[2], runs[0])
+
+
+@pytest.mark.parametrize("mode", ["eft-i", "ivg", "eft-i+cbs-i"])
+def test_guidance_in_bytes_says_what_it_bridged_whatever_order_rows_and_stops(
+    mode: str, tmp_path: Path
+) -> None:
+    parts = {
+        "implicit": pair("llama-other", "llama-other-reference"),
+        "explicit": {"model": folder("scalar-other")},
+    }
+    guide = written(tmp_path / "other.yaml", **parts)
+    lines = [{"id": f"p{number}", "prompt": f"the {number} fil"} for number in range(7)]
+    flags = ["--base", folder("llama"), "--guide", guide, "--mode", mode, "-L", 3]
+    flags += ["--max-new-tokens", 8, "-q"]
+    runs = []
+    for order, rows in ((lines, 4), (lines[::-1], 12), (lines[3:] + lines[:3], 7)):
+        source = "".join(json.dumps(line) + "\n" for line in order)
+        result = done("generate", *flags, "--rows", rows, stdin=source)
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        runs.append(sorted(found, key=lambda record: record["id"]))
+    for record in runs[0]:
+        bridged = record["vocabulary"]
+        assert list(bridged) == ["outside", "aligned", "width", "passes"]
+        # 330 tokens of other texts share bytes, and a few strings, with the base's 300.
+        assert 0 < bridged["outside"] < 1
+        assert 0 <= bridged["aligned"] <= 1
+        assert bridged["width"] >= bridged["passes"] == 0
+    for other in runs[1:]:
+        for one, two in zip(runs[0], other, strict=True):
+            assert one["response"] == two["response"]
+            ours, theirs = one.pop("vocabulary"), two["vocabulary"]
+            assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-5)
+            one["vocabulary"] = ours
+    out = tmp_path / "out.jsonl"
+    source = "".join(json.dumps(line) + "\n" for line in lines)
+    whole = done("generate", *flags[:-1], "-o", out, stdin=source)
+    assert "across vocabularies: " in whole.stderr
+    assert "it guides tokens by their bytes" in whole.stderr
+    kept = out.read_text()
+    out.write_text("".join(kept.splitlines(keepends=True)[:3]) + '{"id": "p3", "resp')
+    done("generate", *flags, "-o", out, "--resume", stdin=source)
+    assert [each["response"] for each in records(out)] == [each["response"] for each in runs[0]]
