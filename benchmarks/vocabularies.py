@@ -52,7 +52,7 @@ def swapped(guide: Path, tokenizer: Path, folder: Path) -> Path:
     reader = AutoTokenizer.from_pretrained(tokenizer)
     for side in ("tuned", "reference"):
         model = AutoModelForCausalLM.from_pretrained(guide / side)
-        spread = float(model.get_input_embeddings().weight.std())
+        spread = float(model.get_input_embeddings().weight.detach().std())
         torch.manual_seed(0)
         model.resize_token_embeddings(len(reader), mean_resizing=False)
         model.get_input_embeddings().weight.data.normal_(std=spread)

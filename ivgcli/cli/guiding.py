@@ -43,7 +43,7 @@ def guide(
     vocabulary: Annotated[
         str,
         typer.Option(
-            metavar="auto|same|ids", help="What would be done where the vocabularies differ."
+            metavar="auto|same|ids|bytes", help="What would be done where the vocabularies differ."
         ),
     ] = "auto",
     json: Annotated[

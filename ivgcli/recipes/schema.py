@@ -31,7 +31,7 @@ MODES: dict[str, tuple[Value | None, Value | None]] = {
 ModeName = Literal[
     "base", "eft-i", "eft-e", "cbs-i", "cbs-e", "eft-i+cbs-i", "eft-e+cbs-e", "eft-e+cbs-i", "ivg"
 ]
-Vocabulary = Literal["auto", "same", "ids"]
+Vocabulary = Literal["auto", "same", "ids", "bytes"]
 
 AtLeastOne = Annotated[int, Field(ge=1)]
 
@@ -153,7 +153,8 @@ class Decoding(Section):
     vocabulary: Vocabulary = "auto"
     """Guidance across vocabularies.
 
-    auto: find the exact way; same: refuse; ids: add by id, as published code does."""
+    auto: find the exact way; same: refuse; ids: add by id, as published code does;
+    bytes: guide tokens in bytes even where the ids agree, to see what that costs."""
     engine: EngineSpec = EngineSpec()
     """Where and how wide to decode."""
 

@@ -47,7 +47,7 @@ class Assembly:
         spec: the base.
         device: torch device name, or None.
         dtype: dtype name for models that name none, or None.
-        vocabulary: `auto`, `same` or `ids`, as in a recipe.
+        vocabulary: as in a recipe.
         say: told when loading takes long.
         token_guides: models that are to guide tokens, whose vocabulary is looked at before any weights are loaded.
         precision: how exactly a guide of another vocabulary guides tokens.
@@ -227,6 +227,8 @@ class Assembly:
             ModelError: the recipe or the mode wants something else.
         """
         base = self.base.network
+        if self.vocabulary == "bytes" and for_tokens:
+            return AS_TEXT
         if guide.tokenizer is base.tokenizer and guide.width == base.width:
             return None
         # A head with one output has no width in tokens.

@@ -274,6 +274,8 @@ class Cast:
             guides: whether it guides tokens.
             by_ids: whether its outputs are one for each of the base's ids.
         """
+        if self.vocabulary == "bytes" and guides and not by_ids:
+            return False
         agreement, sentence = self.survey.vocabularies(self.base, spec)
         name = spec.model
         refused = f"{name}: {sentence}; {{}}: THIS RUN WOULD BE REFUSED"

@@ -77,7 +77,7 @@ class Compatibility:
     size: int
     """Tokens that it has."""
     vocabulary: str
-    """`auto`, `same` or `ids`, as in a recipe."""
+    """As in a recipe."""
     members: tuple[Member, ...]
 
     @property
@@ -209,6 +209,8 @@ def _use(values: Values, match: VocabularyMatch, vocabulary: str, guiding: bool)
     """
     if values == "text":
         return Use(AS_TEXT)
+    if vocabulary == "bytes" and guiding and values == "implicit" and match.guidable:
+        return Use(IN_BYTES)
     if match.same:
         return Use(BY_ID if guiding else IN_TOKENS)
     if vocabulary == "ids":

@@ -26,6 +26,7 @@ for w in 0.3 1; do
     decode same-$w --mode eft-i --guide $same --weight $w
     decode bytes-$w --mode eft-i --guide $out/implicit --weight $w
 done
+decode same-1-in-bytes --mode eft-i --guide $same --weight 1 --set vocabulary=bytes
 decode permuted-1 --mode eft-i --guide $out/permuted --weight 1
 decode permuted-ids-1 --mode eft-i --guide $out/permuted --weight 1 --set vocabulary=ids
 decode text-cbs-i --mode cbs-i --guide $out/implicit
