@@ -380,6 +380,7 @@ def engine_of(plan: GenerateRecipe, rows: int, **rest: Any) -> tuple[Assembly, E
         sampling_limits(plan.sampling),
         rest.pop("eos_ids", assembly.eos_ids),
         rows=rows,
+        coverages=assembly.coverages,
         seed=plan.seed,
         width=assembly.width,
         **rest,
