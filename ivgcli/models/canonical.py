@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Sequence
 
 from ivgcli.models.byte_vocabulary import START, ByteVocabulary
+from ivgcli.models.retokenised import shared_prefix
 
 TAIL = 64
 """Tokens of a prompt in which the last closed place is looked for; if there is none, in twice as many, and so on."""
@@ -106,7 +107,7 @@ class Canonical:
         if segment is None:
             return len(self.ids)
         fresh = self._tokenised(segment, self.before)
-        kept = self.root + _shared(self.ids[self.root :], fresh)
+        kept = self.root + shared_prefix(self.ids[self.root :], fresh)
         self.text[self.root_place :] = segment
         self.ids[self.root :] = fresh
         self.ends[self.root - self._first :] = [
@@ -122,7 +123,7 @@ class Canonical:
         old = self.ids
         self._begin()
         self.append(response)
-        return _shared(old, self.ids)
+        return shared_prefix(old, self.ids)
 
     def after(self, more: bytes) -> tuple[int, tuple[int, ...]]:
         """Return how the text would be tokenised with more bytes: how many ids stay, and those that follow them.
@@ -138,7 +139,7 @@ class Canonical:
         if segment is None:
             return len(self.ids), ()
         fresh = self._tokenised(segment, self.before)
-        kept = _shared(self.ids[self.root :], fresh)
+        kept = shared_prefix(self.ids[self.root :], fresh)
         return self.root + kept, fresh[kept:]
 
     def _apart(self, more: bytes) -> tuple[int, ...] | None:
@@ -183,13 +184,3 @@ class Canonical:
                 self.root, self.root_place = count, place
                 self.before = self.text[max(0, place - 4) : place].decode(errors="ignore")[-1]
                 return
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many leading ids two sequences share."""
-    shared = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        shared += 1
-    return shared

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
+from ivgcli.models.retokenised import shared_prefix
 from ivgcli.models.streams import Branches, Stream, read_all
 from ivgcli.models.text import ANCHOR
 from ivgcli.values import Row, require_finite
@@ -124,9 +125,10 @@ class ByteImplicitValue:
             ends = [reader.slot(row, len(reader.texts[row].ids)) for row in rows]
             finish = np.log(np.maximum(reader.ending(ends), 1e-300)).tolist()
             sums = [
-                sum(reader.logprobs[row][_shared(reader.texts[row]) :])
+                sum(reader.logprobs[row][shared_prefix(text.prompt_ids, text.ids) :])
                 + (ending if state.finish == "eos" else 0.0)
                 for row, state, ending in zip(rows, states, finish, strict=True)
+                for text in [reader.texts[row]]
             ]
             name = reader.stream.network.name
             totals.append(require_finite(name, rows, torch.tensor(sums, dtype=torch.float64)))
@@ -324,9 +326,3 @@ def _widths(bounds: Sequence[Bounds]) -> np.ndarray:
             nats = np.log1p(gap / found.lower)
         total = total + np.where(gap > 0, nats, 0.0)
     return total
-
-
-def _shared(text: Canonical) -> int:
-    """Return how many leading ids are the prompt's."""
-    pairs = zip(text.prompt_ids, text.ids, strict=False)
-    return next((n for n, (one, two) in enumerate(pairs) if one != two), len(text.prompt_ids))
