@@ -54,7 +54,8 @@ class TokenSpec(Section):
     weight: FiniteFloat = 1.0
     """Strength of token guidance; 0 is the base model."""
     candidates: AtLeastOne | None = None
-    """Most likely tokens of the base that are evaluated; unset: 20 for a scalar value, else all."""
+    """Most likely tokens of the base that are evaluated; unset: 20 for a scalar value, 64 for an
+    implicit value in bytes, else all."""
     outside: Literal["auto", "prefix", "centred", "mass", "drop"] = "auto"
     """What the other tokens get.
 

@@ -32,11 +32,11 @@ class ByteImplicitValue:
     Both are bounded from one pass per network: all tokens that cover what is pending lie in one range of the
     byte-sorted distribution, and tokens that end inside s are the gap between the bounds. What the candidates most
     probable under the base would be tokenised into is read in that same pass; where too much probability stays
-    uncertain, further passes follow. The increments add up to the log-ratio of the whole text.
+    uncertain, further passes follow. Summed over all tokenisations, increments add up to the log-ratio of the text.
 
     The context is the text's canonical tokenisation from the last place on that no token can lie across. EOS is the
-    event that the text ends here, over all EOS ids of a model. A candidate without text (another special token), or
-    one that a model gives no probability at all, adds 0.
+    event that the text ends here, over all EOS ids of a model. A candidate without text (another special token) adds 0;
+    no probability counts as less than 1e-16 of the text's own, so that no candidate is lost to −inf.
 
     Args:
         name: of the pair.
@@ -302,7 +302,7 @@ class ByteImplicitValue:
             mute[[number for number, _ in fork.candidates]] = False
             mute[fork.endings] = False
             values[row, mute] = 0.0
-        return np.where(np.isfinite(values), values, 0.0), _widths(bounds)
+        return values, _widths(bounds)
 
 
 def _possible(

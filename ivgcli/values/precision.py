@@ -14,7 +14,8 @@ class Precision:
 
     canonical: the guide's own tokenisation of the text with a candidate, and all tokens that run past its end from any
     of its places. possible: also tokens that the canonical tokenisation of some longer text would have. all: every
-    sequence of tokens; with width 0 and mass 0 that is the exact sum.
+    sequence of tokens; with width 0 and mass 0 that is the exact sum. What is read ahead for one candidate counts for
+    all that lead through it, so a canonical value can shift a little with the candidates beside it.
     """
 
     tokenisations: Tokenisations = "canonical"
