@@ -106,6 +106,8 @@ def arrange(order: dict[str, Any]) -> None:
     if "kill" in order:
         signalled(*order["kill"], signal.SIGKILL)
     if "signal" in order:
+        # Whoever starts the tests in the background may have them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signalled(*order["signal"])
     if "tear" in order:
         torn(*order["tear"])

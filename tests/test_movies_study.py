@@ -38,7 +38,7 @@ MODES = {
 }
 """The systems of the study and their modes."""
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.study
 
 
 @pytest.fixture(scope="module")

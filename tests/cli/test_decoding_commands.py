@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,10 +279,22 @@ def test_a_closed_pipe_ends_the_run_quietly() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "ivgcli", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    # The contract says 0.3 s; the best of three keeps a busy machine from failing the test.
-    assert min(times) < 0.3
+    code = (
+        "import sys; sys.argv = ['ivg', '--help']\n"
+        "from ivgcli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)\n"
+    )
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(child.stderr.split())
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "datasets",
+        "numpy",
+        "pydantic",
+        "yaml",
+        "asyncio",
+    }
+    # 349 modules take about 0.2 s; `benchmarks.startup` measures what the contract promises, 0.3 s.
+    assert len(loaded) < 400

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from transformers import (
 )
 
 from ivgcli.errors import ModelError
+from ivgcli.models import hub
 from ivgcli.models.loading import Networks
 from ivgcli.models.network import NotDrivable
 from ivgcli.models.prompts import PromptFormat
@@ -408,3 +410,15 @@ def test_tuned_and_reference_that_are_one_model_have_value_zero():
         )
     )
     assert [outcome.winner.value for outcome in run.outcomes.values()] == [0.0] * 5
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_for_a_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Its client would try six times, over more than 23 s, before it gave up.
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "getproxies", dict)
+    hub.hub_answers.cache_clear()
+    assert not hub.hub_answers()
+    hub.hub_answers.cache_clear()
