@@ -372,7 +372,8 @@ def prompted(prompts: Sequence[str]) -> list[Prompted]:
 
 def engine_of(plan: GenerateRecipe, rows: int, **rest: Any) -> tuple[Assembly, Engine]:
     """Return assembly and engine of a recipe, as the workflow builds them."""
-    assembly = Assembly(plan.base, "cpu", rest.pop("dtype", None), plan.vocabulary)
+    device = rest.pop("device", "cpu")
+    assembly = Assembly(plan.base, device, rest.pop("dtype", None), plan.vocabulary)
     mode = rest.pop("mode", None) or build_mode(plan, assembly)
     engine = Engine(
         assembly.base,

@@ -18,8 +18,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-
 
 def stream_key(seed: int, record: str, sample: int, candidate: int) -> int:
     """Return the 64-bit key of one candidate of one sample of one record.
@@ -38,14 +36,30 @@ def stream_key(seed: int, record: str, sample: int, candidate: int) -> int:
 
 def step_keys(keys: Sequence[int], steps: Sequence[int], device: torch.device) -> Tensor:
     """Return two 32-bit words (B, 2) int32 for each row's key at its step (splitmix64)."""
-    words = []
-    for key, step in zip(keys, steps, strict=True):
-        x = (key + (step + 1) * 0x9E3779B97F4A7C15) & _MASK
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
-        x ^= x >> 31
-        words.append((_signed(x & 0xFFFFFFFF), _signed(x >> 32)))
-    return torch.tensor(words, dtype=torch.int32, device=device).view(-1, 2)
+    words = torch.tensor([signed(key) for key in keys], dtype=torch.int64, device=device)
+    return mixed_keys(words, torch.tensor(list(steps), dtype=torch.int64, device=device))
+
+
+def mixed_keys(keys: Tensor, steps: Tensor) -> Tensor:
+    """Return the words (B, 2) int32 of keys (B,) int64, as `signed` gives them, at steps (B,) int64.
+
+    Integers wrap around in 64 bits, as splitmix64 wants them to.
+    """
+    x = keys + (steps + 1) * signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * signed(0x94D049BB133111EB)
+    x = x ^ _shifted(x, 31)
+    return torch.stack([(x << 32) >> 32, x >> 32], dim=-1).to(torch.int32)
+
+
+def signed(word: int) -> int:
+    """Return the signed 64-bit integer with the bits of an unsigned one."""
+    return word - (1 << 64) if word >= 1 << 63 else word
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """Return x ≫ by, shifting zeros in."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
 
 
 def exponential_noise(keys: Tensor, tokens: Tensor) -> Tensor:
@@ -78,7 +92,3 @@ def _mix(x: Tensor, scratch: Tensor, shift: int, factor: int) -> None:
     torch.bitwise_right_shift(x, shift, out=scratch).bitwise_and_((1 << (32 - shift)) - 1)
     x ^= scratch
     x *= factor
-
-
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >= 1 << 31 else word

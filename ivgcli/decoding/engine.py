@@ -15,6 +15,7 @@ import torch
 
 from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
+from ivgcli.decoding.burst import STEPS, Burst, Lane, possible
 from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
 from ivgcli.decoding.step import next_tokens
@@ -49,6 +50,7 @@ class Engine:
         stepped: called after every step, for whoever wants to show `under_way`.
         meters: of values that read whole texts, and not through streams.
         coverages: of values that guide tokens across vocabularies.
+        bursts: whether several tokens are drawn between two looks at them, where the mode allows it; None: on a GPU.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Engine:
         stepped: Callable[[], None] = lambda: None,
         meters: Sequence[TextMeter] = (),
         coverages: Sequence[Coverage] = (),
+        bursts: bool | None = None,
     ) -> None:
         self.base = base
         self.mode = mode
@@ -89,6 +92,11 @@ class Engine:
         self.stops = StopStrings(
             base.network.tokenizer, limits.stop, self.width if limits.stop else 0
         )
+        if bursts is None:
+            bursts = base.network.device.type == "cuda"
+        self.burst: Burst | None = None
+        if bursts and possible(mode.token):
+            self.burst = Burst(base, mode.token, limits, self.vocabulary, eos_ids, warn)
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -97,7 +105,9 @@ class Engine:
         self.searches: list[Search] = []
         self.free = list(range(rows))
         self.owner: list[str | None] = [None] * rows
-        for follower in (*self.streams, *self.values):
+        self._careful = 0
+        """Ordinary steps to come before the next burst."""
+        for follower in (*self.streams, *self.values, *filter(None, [self.burst])):
             follower.resize(rows)
 
     def under_way(self) -> tuple[int, float]:
@@ -251,15 +261,57 @@ class Engine:
 
     def _step(self) -> Iterable[Outcome]:
         """Draw one token for every row that has neither ended nor come to the end of its chunk."""
+        live = self._live()
+        if self.burst is not None and not self._careful:
+            fresh = [pair for pair in live if not self._ready(*pair)]
+            self._draw(fresh)
+            self._run_ahead([pair for pair in self._live() if self._ready(*pair)])
+        else:
+            self._careful = max(0, self._careful - 1)
+            self._draw(live)
+        return ()
+
+    def _live(self) -> list[tuple[int, Search]]:
+        """Return the slots that have neither ended nor come to the end of their chunk, and their searches."""
         live = [
             (slot, search)
             for search in self.searches
             for slot in search.live()
             if len(search.hypotheses[slot].row.tokens) < search.chunk_end
         ]
+        return sorted(live, key=lambda pair: pair[0])
+
+    def _ready(self, slot: int, search: Search) -> bool:
+        return self.burst.ready(slot, len(search.hypotheses[slot].row.tokens))
+
+    def _run_ahead(self, live: Sequence[tuple[int, Search]]) -> None:
+        """Draw several tokens for these rows, and book what comes before their ends."""
         if not live:
-            return ()
-        live.sort(key=lambda pair: pair[0])
+            return
+        lanes = []
+        for slot, search in live:
+            tokens = search.hypotheses[slot].row.tokens
+            left = min(search.chunk_end, search.max_new_tokens) - len(tokens)
+            lanes.append(Lane(slot, tokens[-1], search.keys[slot], len(tokens), left))
+        found = self.burst.draw(lanes)
+        if found is None:
+            self._careful = STEPS
+            self._draw(live)
+            return
+        for (slot, search), lane, drawn in zip(live, lanes, found, strict=True):
+            hypothesis = search.hypotheses[slot]
+            count = 0
+            for token, gain in zip(drawn.tokens[: lane.left], drawn.gains, strict=False):
+                self._book(search, hypothesis, hypothesis.row, token, gain)
+                count += 1
+                if hypothesis.row.finish is not None:
+                    break
+            self.burst.settle(slot, drawn, count)
+
+    def _draw(self, live: Sequence[tuple[int, Search]]) -> None:
+        """Draw one token for each of these rows."""
+        if not live:
+            return
         slots = [slot for slot, _ in live]
         states = [search.hypotheses[slot].row for slot, search in live]
         keys = step_keys(
@@ -274,7 +326,6 @@ class Engine:
             live, states, step.tokens, step.gains, strict=True
         ):
             self._book(search, search.hypotheses[slot], state, drawn, gain)
-        return ()
 
     def _book(
         self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ivgcli.decoding import Limits, TokenGuidance
+from ivgcli.decoding.choice import choose_plain, choose_tilted
 from ivgcli.decoding.guidance import tilted
-from ivgcli.decoding.sampling import draw, warped
-from ivgcli.models.logprobs import log_softmax_, picked
+from ivgcli.decoding.sampling import warped
+from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.streams import Stream, read_all
 from ivgcli.values import Row, require_finite
 
@@ -89,12 +90,9 @@ def _plain(
     keys: Tensor,
 ) -> Step:
     """Draw from the base alone."""
-    drawn = draw(logits, limits, keys, vocabulary)
-    logprobs = drawn.logprobs
-    if limits.temperature not in (0, 1):
-        logprobs = picked(logits, drawn.tokens)
-    require_finite(base.network.name, slots, logprobs)
-    return Step(drawn.tokens.tolist(), logprobs, [0.0] * len(slots))
+    choice = choose_plain(logits, limits, keys, vocabulary)
+    require_finite(base.network.name, slots, choice.logprobs)
+    return Step(choice.tokens.tolist(), choice.base_logprobs, [0.0] * len(slots))
 
 
 def _guided(
@@ -123,13 +121,8 @@ def _guided(
     if not everyone:
         mixed = source[:, : tilt.shape[1]].clone()
         mixed[guided] = tilt
-    drawn = draw(mixed, limits, keys, vocabulary[: mixed.shape[1]])
-    require_finite(guidance.value.name, slots, drawn.logprobs)
-    logprobs = plain.gather(1, drawn.tokens[:, None])[:, 0]
-    under = logprobs
-    if source is not plain or limits.temperature not in (0, 1):
-        cold = source if limits.temperature in (0, 1) else source / limits.temperature
-        under = picked(cold, drawn.tokens)
-    tokens = drawn.tokens.tolist()
+    choice = choose_tilted(plain, source, mixed, limits, keys, vocabulary)
+    require_finite(guidance.value.name, slots, choice.logprobs)
+    tokens = choice.tokens.tolist()
     guidance.value.drawn(rows, [tokens[i] for i in guided])
-    return Step(tokens, logprobs, (drawn.logprobs - under).tolist())
+    return Step(tokens, choice.base_logprobs, choice.gains.tolist())

@@ -142,8 +142,16 @@ class Network:
         return output.last_hidden_state[0]
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        """Return the head's outputs (…, D) in float32 for hidden states (…, H); the caller may change them."""
-        return self.head(hidden).float()
+        """Return the head's outputs (…, D) in float32 for hidden states (…, H); the caller may change them.
+
+        On a GPU, products of half-precision weights are summed and returned in float32: a difference of two models'
+        logits, 16 to 32 each, would else be one of numbers rounded to 0.06 to 0.13.
+        """
+        head = self.head
+        if type(head) is nn.Linear and head.bias is None and _widens(hidden):
+            flat = torch.mm(hidden.flatten(0, -2), head.weight.t(), out_dtype=torch.float32)
+            return flat.view(*hidden.shape[:-1], -1)
+        return head(hidden).float()
 
     def require_drivable(self) -> None:
         """Compare a tiny pass through slots with the model's own forward.
@@ -201,6 +209,12 @@ class Network:
                 return wrapped(input_ids=tokens[None], use_cache=False).logits[0].float()
         finally:
             wrapped.set_attn_implementation(ATTENTION)
+
+
+def _widens(hidden: Tensor) -> bool:
+    """Return whether a product of such numbers can be had in a wider format."""
+    half = hidden.dtype in (torch.float16, torch.bfloat16)
+    return half and hidden.is_cuda and hasattr(torch.ops.aten.mm, "dtype")
 
 
 def token_logprobs(

@@ -110,7 +110,7 @@ class Stream:
             return list(ids)
         return [self.translation.ids[token] for token in ids]
 
-    def outputs(self, rows: Sequence[int]) -> Tensor:
+    def outputs(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return the head's outputs (B, D) after the last token read of each row."""
         return self.translated(self.network.outputs(self.hidden(rows)))
 
@@ -128,7 +128,7 @@ class Stream:
         targets = torch.tensor(tokens, device=before.device)
         return token_logprobs(self.network, before, targets, self.translated)
 
-    def hidden(self, rows: Sequence[int]) -> Tensor:
+    def hidden(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Return the hidden states (B, H) after the last token read of each row."""
         return self.last[torch.as_tensor(rows, device=self.last.device)]
 

@@ -117,6 +117,9 @@ class EngineSpec(Section):
     """Number format of models that do not name one."""
     rows: AtLeastOne | None = None
     """Sequences that decode at once; unset: what memory holds."""
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """Whether up to 16 tokens are drawn between two looks of the host at them, each step a CUDA graph, where no token
+    is guided or implicit values guide over the whole vocabulary. auto: on a GPU."""
 
 
 def offered(guide: Any) -> tuple[Value, ...]:

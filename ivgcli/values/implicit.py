@@ -59,20 +59,31 @@ class ImplicitValue:
         logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return log π_tuned − log π_ref of the next token: (B, V), or (B, C) for candidates."""
+        self.weigh(rows)
+        for stream, logprobs in zip(self.streams(), self._latest, strict=True):
+            # One NaN or +∞ among the logits makes its whole row NaN, so one column tells.
+            require_finite(stream.network.name, rows, logprobs[:, 0])
+        if candidates is not None:
+            tuned, reference = self._latest
+            return tuned.gather(1, candidates) - reference.gather(1, candidates)
+        return self.ratios()
+
+    def weigh(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """Work out both models' log-probabilities after rows; return one number of each row (B,), finite if all are."""
         tuned = _logprobs(self.tuned, rows)
         reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
         self._latest = (tuned, reference)
-        if candidates is not None:
-            return tuned.gather(1, candidates) - reference.gather(1, candidates)
+        return tuned[:, 0] + reference[:, 0]
+
+    def ratios(self) -> Tensor:
+        """Return log π_tuned − log π_ref (B, V) of what was weighed last; the caller may change it."""
+        tuned, reference = self._latest
+        rows = tuned.shape[0]
         width = min(tuned.shape[1], reference.shape[1])
         # One buffer for all steps: memory for so wide a result would be paged in anew each time.
-        if (
-            self._buffer is None
-            or self._buffer.shape[1] != width
-            or self._buffer.shape[0] < len(rows)
-        ):
-            self._buffer = tuned.new_empty((max(len(rows), self.tuned.slots), width))
-        return torch.sub(tuned[:, :width], reference[:, :width], out=self._buffer[: len(rows)])
+        if self._buffer is None or self._buffer.shape[1] != width or self._buffer.shape[0] < rows:
+            self._buffer = tuned.new_empty((max(rows, self.tuned.slots), width))
+        return torch.sub(tuned[:, :width], reference[:, :width], out=self._buffer[:rows])
 
     def here(self, rows: Sequence[int]) -> Tensor:
         """Return 0: the next token's log-ratio is what it adds to the prefix."""
@@ -80,10 +91,17 @@ class ImplicitValue:
 
     def drawn(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Count the drawn tokens from the logits at hand, so that no token is read just to be scored."""
-        index = torch.as_tensor(tokens, device=self._latest[0].device)[:, None]
-        for stream, logprobs in zip(dict.fromkeys(self.streams()), self._latest, strict=False):
-            stream.count(rows, logprobs.gather(1, index)[:, 0])
+        for stream, logprobs in self.picked(torch.as_tensor(tokens, device=self._latest[0].device)):
+            stream.count(rows, logprobs)
         self._latest = None
+
+    def picked(self, tokens: Tensor) -> list[tuple[Stream, Tensor]]:
+        """Return each stream's log-probability (B,) of the tokens (B,) that follow what was weighed last."""
+        streams = dict.fromkeys(self.streams())
+        return [
+            (stream, logprobs.gather(1, tokens[:, None])[:, 0])
+            for stream, logprobs in zip(streams, self._latest, strict=False)
+        ]
 
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:
         """Return the log-ratio of each response so far; what is not counted is read in one pass per network."""
@@ -111,9 +129,6 @@ class ImplicitValue:
         self._latest = self._buffer = None
 
 
-def _logprobs(stream: Stream, rows: Sequence[int]) -> Tensor:
+def _logprobs(stream: Stream, rows: Sequence[int] | Tensor) -> Tensor:
     """Return the next-token log-probabilities (B, V) of a language model's stream, in float32."""
-    logprobs = log_softmax_(stream.outputs(rows)).clamp_(min=FLOOR)
-    # One NaN or +∞ among the logits makes its whole row NaN, so one column tells.
-    require_finite(stream.network.name, rows, logprobs[:, 0])
-    return logprobs
+    return log_softmax_(stream.outputs(rows)).clamp_(min=FLOOR)

@@ -195,6 +195,7 @@ def decode_all(
         stepped=lambda: show(0),
         meters=assembly.meters,
         coverages=assembly.coverages,
+        bursts={"auto": None, "on": True, "off": False}[recipe.engine.graphs],
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
