@@ -21,7 +21,7 @@ from ivgcli.decoding.sampling import warped
 from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.network import Ledger
-from ivgcli.models.streams import Stream
+from ivgcli.models.streams import Stream, shared_passes
 from ivgcli.values.implicit import ImplicitValue
 from ivgcli.values.weighted import WeightedSum
 
@@ -256,17 +256,10 @@ class Burst:
 
     def _book(self, table: Table) -> None:
         """Enter one replayed step in the ledgers, which nobody else does."""
-        for members in self._groups():
+        for members in shared_passes(self.streams):
             ledger = members[0].network.ledger
             ledger.passes += 1
             ledger.tokens += len(members) * table.inputs.shape[1]
-
-    def _groups(self) -> list[list[Stream]]:
-        """Return the streams that share a pass."""
-        groups: dict[tuple[int, str | None], list[Stream]] = {}
-        for stream in self.streams:
-            groups.setdefault((id(stream.network), stream.adapter), []).append(stream)
-        return list(groups.values())
 
     def _advance(self, table: Table) -> None:
         """Do one step: read the latest tokens, choose the next ones, report them, and move on."""
@@ -291,7 +284,7 @@ class Burst:
 
     def _pass(self, table: Table) -> None:
         """Let every network read the latest tokens, in one pass for those that share weights."""
-        groups = self._groups()
+        groups = shared_passes(self.streams)
         beside = self.captures and len(groups) > 1 and len(table.slots) <= BESIDE
         if not beside:
             for members in groups:
@@ -308,8 +301,8 @@ class Burst:
             current.wait_stream(side)
 
     def _pass_of(self, table: Table, members: Sequence[Stream]) -> None:
-        """Let streams with the same weights and adapter read the latest tokens."""
-        network, adapter = members[0].network, members[0].adapter
+        """Let streams that share a pass read the latest tokens."""
+        network = members[0].network
         segments = [table.lanes[id(stream)] for stream in members]
         tokens = []
         for stream, segment in zip(members, segments, strict=True):
@@ -317,7 +310,7 @@ class Burst:
             own = stream.translation
             tokens.append(table.tokens if own is None else own.columns[table.tokens])
         flat = torch.cat(tokens) if len(tokens) > 1 else tokens[0]
-        hidden = network.read(flat, segments, adapter)
+        hidden = network.read(flat, segments, [stream.adapter for stream in members])
         for stream, part in zip(members, hidden.chunk(len(members)), strict=True):
             stream.last.index_copy_(0, table.slots, part)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ivgcli.errors import ModelError
+from ivgcli.models.adapters import counting_for, mixable
+from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import picked
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
@@ -115,16 +117,41 @@ class Network:
                 self.adapters.set_adapter(adapter)
             yield
 
+    def mixes(self, adapter: str | None) -> bool:
+        """Return whether one pass can have an adapter on for some of its tokens and off for the others."""
+        return adapter is not None and mixable(self.adapters, adapter)
+
+    @contextlib.contextmanager
+    def variants(
+        self, segments: Sequence[Segment], adapters: Sequence[str | None]
+    ) -> Iterator[None]:
+        """Switch an adapter on, for the passes inside, for those segments alone that name it."""
+        named = sorted({adapter for adapter in adapters if adapter is not None})
+        with self.variant(named[0] if named else None):
+            if len(set(adapters)) == 1:
+                yield
+                return
+            on = [adapter is not None for adapter in adapters]
+            tokens = [segment.tokens for segment in segments]
+            with counting_for(self.adapters, named[0], tokens, on):
+                yield
+
     def read(
-        self, tokens: Tensor, segments: Sequence[Segment], adapter: str | None = None
+        self,
+        tokens: Tensor,
+        segments: Sequence[Segment | Lanes],
+        adapters: Sequence[str | None] = (None,),
     ) -> Tensor:
         """Run one packed pass and return the last hidden state (N, H) of every token.
 
         Args:
             tokens: (N,) token ids, the segments' tokens one after another.
             segments: where each run of tokens belongs; their caches are written.
-            adapter: adapter to switch on, None for the plain model.
+            adapters: the adapter of each segment, None for the plain model, or one for all of them. Two different ones
+                have to be None and one that `mixes`.
         """
+        if len(adapters) < len(segments):
+            adapters = [*adapters] * len(segments)
         positions = (
             torch.cat([segment.positions for segment in segments])
             if len(segments) > 1
@@ -132,7 +159,7 @@ class Network:
         )
         self.ledger.passes += 1
         self.ledger.tokens += tokens.shape[0]
-        with self.variant(adapter):
+        with self.variants(segments, adapters):
             output = self.model.base_model(
                 input_ids=tokens[None],
                 position_ids=positions[None],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,7 +220,7 @@ class Stream:
             tail_width=width,
         )
         flat = tails.reshape(-1).to(self.network.device)
-        hidden = self.network.read(flat, [segment], self.adapter)
+        hidden = self.network.read(flat, [segment], [self.adapter])
         self.network.ledger.peeked += int(flat.shape[0])
         for row in rows:
             self.spent[row] += count * width
@@ -295,19 +295,28 @@ def read_all(readings: Sequence[Reading], branches: Sequence[Branches] = ()) -> 
 
     Streams that share their weights share the pass: the weights are read from memory once for all of them.
     """
-    groups: dict[tuple[int, str | None], tuple[list[Reading], list[Branches]]] = {}
-    for kind, members in enumerate((readings, branches)):
-        for member in members:
-            if member.rows:
-                key = (id(member.stream.network), member.stream.adapter)
-                groups.setdefault(key, ([], []))[kind].append(member)
-    for read, looked_at in groups.values():
+    members = [member for member in (*readings, *branches) if member.rows]
+    for group in shared_passes([member.stream for member in members]):
+        mine = [member for member in members if any(member.stream is each for each in group)]
+        read = [member for member in mine if isinstance(member, Reading)]
+        looked_at = [member for member in mine if isinstance(member, Branches)]
         if sum(reading.length for reading in read) <= PASS_TOKENS:
             _read_pass(read, looked_at)
         else:
             _read_in_parts(read)
             if looked_at:
                 _read_pass([], looked_at)
+
+
+def shared_passes(streams: Iterable[Stream]) -> list[list[Stream]]:
+    """Return streams in groups that one pass can read for: of one network, with one adapter, or with and without it."""
+    groups: dict[tuple[int, str | None], list[Stream]] = {}
+    for stream in dict.fromkeys(streams):
+        groups.setdefault((id(stream.network), stream.adapter), []).append(stream)
+    for (network, adapter), members in list(groups.items()):
+        if members[0].network.mixes(adapter):
+            members += groups.pop((network, None), [])
+    return list(groups.values())
 
 
 def _read_in_parts(members: Sequence[Reading]) -> None:
@@ -328,9 +337,9 @@ def _read_in_parts(members: Sequence[Reading]) -> None:
 
 def _read_pass(batch: Sequence[Reading], branches: Sequence[Branches] = ()) -> None:
     """Run one packed pass and move every stream forward."""
-    leader = (batch or branches)[0].stream
-    network = leader.network
+    network = (batch or branches)[0].stream.network
     segments, flat = [], []
+    adapters: list[str | None] = []
     for reading in batch:
         stream = reading.stream
         counts = [len(tokens) for tokens in reading.tokens]
@@ -341,8 +350,12 @@ def _read_pass(batch: Sequence[Reading], branches: Sequence[Branches] = ()) -> N
         )
         segments.append(Segment(stream.cache, reading.rows, starts, counts, network.device))
         flat.extend(token for tokens in reading.tokens for token in tokens)
-    places = [_lay_out(member, segments, flat) for member in branches]
-    hidden = network.read(torch.tensor(flat, device=network.device), segments, leader.adapter)
+        adapters.append(stream.adapter)
+    places = []
+    for member in branches:
+        places.append(_lay_out(member, segments, flat))
+        adapters += [member.stream.adapter] * (len(segments) - len(adapters))
+    hidden = network.read(torch.tensor(flat, device=network.device), segments, adapters)
     for member, place in zip(branches, places, strict=True):
         member.hidden = hidden[torch.tensor(place, device=hidden.device)]
     end = 0
