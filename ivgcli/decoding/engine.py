@@ -16,7 +16,10 @@ import torch
 from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
 from ivgcli.decoding.draws import step_keys
+from ivgcli.decoding.guessers import Speculate
+from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
+from ivgcli.decoding.speculation import speculation
 from ivgcli.decoding.step import next_tokens
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
@@ -49,6 +52,10 @@ class Engine:
         stepped: called after every step, for whoever wants to show `under_way`.
         meters: of values that read whole texts, and not through streams.
         coverages: of values that guide tokens across vocabularies.
+        speculate: whether a guide guesses tokens ahead; auto: where that pays, N: always N of them.
+
+    Raises:
+        RecipeError: `speculate` is a number, and nothing in the mode can guess.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class Engine:
         stepped: Callable[[], None] = lambda: None,
         meters: Sequence[TextMeter] = (),
         coverages: Sequence[Coverage] = (),
+        speculate: Speculate = "off",
     ) -> None:
         self.base = base
         self.mode = mode
@@ -89,6 +97,7 @@ class Engine:
         self.stops = StopStrings(
             base.network.tokenizer, limits.stop, self.width if limits.stop else 0
         )
+        self.speculation = speculation(base, mode, limits, self.vocabulary, eos_ids, speculate)
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -99,6 +108,11 @@ class Engine:
         self.owner: list[str | None] = [None] * rows
         for follower in (*self.streams, *self.values):
             follower.resize(rows)
+
+    def guessed(self) -> Guessed | None:
+        """Return how guessing tokens ahead has gone, None if it was never tried."""
+        tried = self.speculation is not None and self.speculation.tally.rounds > 0
+        return self.speculation.tally if tried else None
 
     def under_way(self) -> tuple[int, float]:
         """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.
@@ -262,6 +276,8 @@ class Engine:
         live.sort(key=lambda pair: pair[0])
         slots = [slot for slot, _ in live]
         states = [search.hypotheses[slot].row for slot, search in live]
+        if self._draw_ahead(live, slots, states):
+            return ()
         keys = step_keys(
             [search.keys[slot] for slot, search in live],
             [len(state.tokens) for state in states],
@@ -275,6 +291,34 @@ class Engine:
         ):
             self._book(search, search.hypotheses[slot], state, drawn, gain)
         return ()
+
+    def _draw_ahead(
+        self, live: Sequence[tuple[int, Search]], slots: Sequence[int], states: Sequence[Row]
+    ) -> bool:
+        """Draw several tokens for every live row, if guessing them pays; return whether that was done."""
+        ahead = self.speculation
+        if ahead is None:
+            return False
+        lengths = ahead.lengths(
+            [
+                min(search.chunk_end, search.max_new_tokens) - len(state.tokens)
+                for (_, search), state in zip(live, states, strict=True)
+            ]
+        )
+        keys = [search.keys[slot] for slot, search in live]
+        runs = ahead.draw(slots, states, keys, lengths) if any(lengths) else None
+        if runs is None:
+            return False
+        booked = []
+        for (slot, search), state, run in zip(live, states, runs, strict=True):
+            count = 0
+            while count < len(run.tokens) and state.finish is None:
+                hypothesis = search.hypotheses[slot]
+                self._book(search, hypothesis, state, run.tokens[count], run.gains[count])
+                count += 1
+            booked.append(count)
+        ahead.keep(booked)
+        return True
 
     def _book(
         self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float

@@ -59,8 +59,10 @@ class ImplicitValue:
         logprobs: Tensor | None = None,
     ) -> Tensor:
         """Return log π_tuned − log π_ref of the next token: (B, V), or (B, C) for candidates."""
-        tuned = _logprobs(self.tuned, rows)
-        reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
+        tuned = normalised(self.tuned, self.tuned.outputs(rows), rows)
+        reference = tuned
+        if self.reference is not self.tuned:
+            reference = normalised(self.reference, self.reference.outputs(rows), rows)
         self._latest = (tuned, reference)
         if candidates is not None:
             return tuned.gather(1, candidates) - reference.gather(1, candidates)
@@ -111,9 +113,9 @@ class ImplicitValue:
         self._latest = self._buffer = None
 
 
-def _logprobs(stream: Stream, rows: Sequence[int]) -> Tensor:
-    """Return the next-token log-probabilities (B, V) of a language model's stream, in float32."""
-    logprobs = log_softmax_(stream.outputs(rows)).clamp_(min=FLOOR)
+def normalised(stream: Stream, outputs: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return a language model's outputs (B, V) at `rows` as log-probabilities, in float32 and in place."""
+    logprobs = log_softmax_(outputs).clamp_(min=FLOOR)
     # One NaN or +∞ among the logits makes its whole row NaN, so one column tells.
     require_finite(stream.network.name, rows, logprobs[:, 0])
     return logprobs
