@@ -63,6 +63,7 @@ class Speculation:
         pairs = [stream for part, _ in self.parts for stream in (part.tuned, part.reference)]
         self.readers = list({id(stream): stream for stream in (base, *pairs)}.values())
         """The streams that check."""
+        self.streams = list({id(each): each for each in (self.guesser, *self.readers)}.values())
         others = [stream for stream in self.readers if stream is not self.guesser]
         follows = len(others) < len(self.readers)
         self.length = DraftLength(length, self.guesser, others, follows)
@@ -91,13 +92,17 @@ class Speculation:
         """
         starts = [len(state.tokens) for state in states]
         self._round = current = Round(list(slots), starts)
+        before = [
+            (stream, [stream.lengths[slot] for slot in slots], stream.hidden(slots))
+            for stream in self.streams
+        ]
         try:
             self._guess(current, states, keys, lengths)
             self._read(current, states)
             step = self._check(current, states, self._keys(current, keys))
         except RowFailure:
             # A guess that nothing would ever have drawn may be to blame; a plain step will tell.
-            self._abandon(current)
+            self._abandon(before, current.slots)
             return None
         runs = []
         for first, guesses in zip(current.firsts, current.guesses, strict=True):
@@ -270,16 +275,18 @@ class Speculation:
                 slots, lengths, places = (list(part) for part in zip(*long, strict=True))
                 stream.take_back(slots, lengths, hidden[places])
 
-    def _abandon(self, current: Round) -> None:
-        """Undo a round: streams are where they were, and their slots hold nothing of the guesses."""
-        guesser = self.guesser
-        for slot, start, hidden in zip(current.slots, current.starts, current.hidden, strict=True):
-            if hidden and guesser.responses_read(slot) > start:
-                guesser.take_back([slot], [guesser.origins[slot] + start], hidden[0][None])
-        self._take_back(current, [1] * len(current.slots))
-        for stream in {id(each): each for each in (guesser, *self.readers)}.values():
-            for slot in current.slots:
-                stream.cache.wipe(slot, stream.lengths[slot])
+    def _abandon(
+        self, before: Sequence[tuple[Stream, list[int], Tensor]], slots: list[int]
+    ) -> None:
+        """Undo a round: streams are where they were, and their slots hold nothing of the guesses.
+
+        Not even the states in front of the guesses can be used: what is masked counts 0 times its value, and 0 times
+        NaN is NaN.
+        """
+        for stream, lengths, hidden in before:
+            stream.take_back(slots, lengths, hidden)
+            for slot, length in zip(slots, lengths, strict=True):
+                stream.cache.wipe(slot, length)
         self._round = None
 
     def _note(self, current: Round, booked: Sequence[int]) -> None:

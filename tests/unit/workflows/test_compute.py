@@ -72,8 +72,9 @@ def test_the_records_tokens_add_up_to_what_every_network_read(mode: str, roles: 
 
 @pytest.mark.parametrize("rows", [4, 9])
 def test_what_a_record_says_of_its_cost_does_not_depend_on_its_neighbours(rows: int) -> None:
-    alone, _ = decoded("ivg", engine={"rows": 4})
-    beside, _ = decoded("ivg", engine={"rows": rows})
+    """Unless tokens are guessed ahead, which is done when rows are few."""
+    alone, _ = decoded("ivg", engine={"rows": 4, "speculate": "off"})
+    beside, _ = decoded("ivg", engine={"rows": rows, "speculate": "off"})
     for key, record in alone.by_key().items():
         assert record["compute"] == beside.by_key()[key]["compute"]
 
