@@ -61,8 +61,8 @@ class Round:
     """Its hidden states (H,) there."""
     states: dict[int, tuple[Stream, Tensor]] = field(default_factory=dict)
     """By the identity of each stream that has read guesses: its hidden states (N, H) at all places."""
-    logprobs: list[tuple[Stream, list[float], bool]] = field(default_factory=list)
-    """Log-probabilities of the drawn tokens at all places, and whether those behind the last guess are among them."""
+    logprobs: list[tuple[Stream, list[float]]] = field(default_factory=list)
+    """What each stream that counts gives the drawn tokens at all places."""
     right: list[int] = field(default_factory=list)
     """Guesses of each row that are what the check has drawn, up to the first that is not."""
 

@@ -117,13 +117,13 @@ class Speculation:
         current = self._round
         assert current is not None, "something has been drawn"
         self._round = None
-        firsts = current.firsts
-        for stream, logprobs, complete in current.logprobs:
-            for slot, start, first, count, tokens in zip(
-                current.slots, current.starts, firsts, current.counts, booked, strict=True
+        for stream, logprobs in current.logprobs:
+            # Who only ranks chunks reads, and then counts, the last token of all at the chunk's end.
+            late = stream not in self.readers
+            for slot, start, first, tokens in zip(
+                current.slots, current.starts, current.firsts, booked, strict=True
             ):
-                end = min(tokens, count if complete else count - 1)
-                stream.count_run(slot, start, logprobs[first : first + end])
+                stream.count_run(slot, start, logprobs[first : first + tokens - late])
         self._take_back(current, booked)
         self._note(current, booked)
 
@@ -240,9 +240,9 @@ class Speculation:
             for stream in self.readers:
                 if id(stream) in value.counted:
                     found = value.counted[id(stream)].tolist()
-                    current.logprobs.append((stream, found, True))
+                    current.logprobs.append((stream, found))
         # Counted already where it is the reference, too: then this adds nothing.
-        current.logprobs.append((self.base, step.base_logprobs.tolist(), True))
+        current.logprobs.append((self.base, step.base_logprobs.tolist()))
         return step
 
     def _count_guesser(self, current: Round, step: Step) -> None:
@@ -259,7 +259,7 @@ class Speculation:
         logprobs = [0.0] * len(step.tokens)
         for place, logprob in zip(places, picked(torch.stack(rows), tokens).tolist(), strict=True):
             logprobs[place] = logprob
-        current.logprobs.append((self.guesser, logprobs, False))
+        current.logprobs.append((self.guesser, logprobs))
 
     def _take_back(self, current: Round, kept: Sequence[int]) -> None:
         """Shorten every stream to what it would have read after `kept[i]` tokens drawn one by one."""

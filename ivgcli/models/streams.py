@@ -76,7 +76,7 @@ class Stream:
         self.counted = [0] * rows
         self.intact = [True] * rows
         self.spent = [0] * rows
-        """Tokens that each slot has read or peeked at since its owner came, without the prompt."""
+        """Tokens that each slot has read or peeked at since its owner came, without the prompt and rejected guesses."""
         self.totals = torch.zeros(rows, dtype=torch.float64)
         self.last: Tensor | None = None
         self.first: Tensor | None = None
@@ -193,9 +193,15 @@ class Stream:
         self.intact[row] &= length >= self.origins[row]
 
     def take_back(self, rows: Sequence[int], lengths: Sequence[int], hidden: Tensor) -> None:
-        """Shorten rows whose last tokens were guesses to `lengths` tokens; `hidden` (B, H) are their states there."""
+        """Shorten rows whose last tokens were guesses to `lengths` tokens; `hidden` (B, H) are their states there.
+
+        The network's ledger keeps what they cost; a row's own account does not, as it says what a response takes
+        whichever way it is decoded.
+        """
         for row, length in zip(rows, lengths, strict=True):
-            self.network.ledger.rejected += self.lengths[row] - length
+            rejected = self.lengths[row] - length
+            self.network.ledger.rejected += rejected
+            self.spent[row] -= rejected
             self.lengths[row] = length
         self.keep(rows, hidden)
 
