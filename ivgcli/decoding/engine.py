@@ -111,8 +111,9 @@ class Engine:
 
     def guessed(self) -> Guessed | None:
         """Return how guessing tokens ahead has gone, None if it was never tried."""
-        tried = self.speculation is not None and self.speculation.tally.rounds > 0
-        return self.speculation.tally if tried else None
+        if self.speculation is None or not self.speculation.tally.rounds:
+            return None
+        return self.speculation.tally
 
     def under_way(self) -> tuple[int, float]:
         """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.

@@ -306,9 +306,10 @@ class Reading:
 
         The state in front of a row's first new token is one of them if they are one more than its tokens.
         """
-        assert self.rows == [] or self.before is not None, "it has been read, and is no prompt"
         parts, begin = {}, 0
         for row, tokens in zip(self.rows, self.tokens, strict=True):
+            assert self.before is not None, "it has been read, and is no prompt"
+            assert self.hidden is not None, "it has been read"
             end = begin + len(tokens)
             parts[row] = torch.cat([self.before[begin : begin + 1], self.hidden[begin:end]])
             begin = end

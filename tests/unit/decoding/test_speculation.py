@@ -68,7 +68,12 @@ def plan(mode: str, sampling: dict[str, Any], **rest: Any) -> GenerateRecipe:
 
 @functools.cache
 def step_by_step(mode: str, sampling: str) -> Run:
-    return decode(plan(mode, SAMPLINGS[sampling]), rows=8)
+    return decode(plan(mode, SAMPLINGS[sampling]), prompts_of(mode), rows=8)
+
+
+def prompts_of(mode: str) -> list[str]:
+    """Return fewer prompts where each of them decodes several candidates."""
+    return PROMPTS[:2] if "cbs" in mode or mode == "ivg" else PROMPTS
 
 
 def require_same(one: Run, other: Run) -> None:
@@ -117,7 +122,7 @@ CASES = [
 @pytest.mark.parametrize(("mode", "sampling", "length"), CASES)
 def test_responses_and_their_numbers_are_those_of_plain_steps(mode, sampling, length):
     calm = step_by_step(mode, sampling)
-    run = decode(plan(mode, SAMPLINGS[sampling]), rows=8, speculate=length)
+    run = decode(plan(mode, SAMPLINGS[sampling]), prompts_of(mode), rows=8, speculate=length)
     require_same(run, calm)
     require_tidy(run)
     guessed = run.engine.guessed()
@@ -161,8 +166,8 @@ def resolved(entry: Any) -> Any:
 @pytest.mark.parametrize("mode", ["eft-i", "cbs-i"])
 def test_it_holds_for_every_kind_of_implicit_guide(name, mode):
     wanted = plan(mode, {"max_new_tokens": 10}, guide=resolved(GUIDES[name]))
-    run = decode(wanted, PROMPTS[:3], rows=8, speculate=3)
-    require_same(run, decode(wanted, PROMPTS[:3], rows=8))
+    run = decode(wanted, PROMPTS[:2], rows=8, speculate=3)
+    require_same(run, decode(wanted, PROMPTS[:2], rows=8))
     assert run.engine.guessed().rounds > 0
 
 
