@@ -35,6 +35,7 @@ from ivgcli.cli.options import (
     Seed,
     Sets,
     Source,
+    Speculate,
     Stop,
     Temperature,
     TopK,
@@ -123,6 +124,7 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     rows: Rows = None,
+    speculate: Speculate = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -135,6 +137,7 @@ def generate(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            "engine.speculate": speculate,
             **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
             **{"chunk.beam_width": beam_width, "chunk.successors": successors},
             "chunk.chunk_length": chunk_length,
@@ -194,6 +197,7 @@ def bon(
     device: Device = None,
     dtype: Dtype = None,
     rows: Rows = None,
+    speculate: Speculate = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -206,6 +210,7 @@ def bon(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            "engine.speculate": speculate,
             **{"by": by, "best_of": best_of, "reward": reward},
         }
         resolved = recipes.load(recipes.BonRecipe, recipe, sets or (), flags, guide or ())

@@ -142,3 +142,12 @@ Rows = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        parser=lambda text: int(text) if text.isdecimal() else text,
+        metavar="auto|off|N",
+        help="Tokens that an implicit guide guesses ahead; the text is the same.",
+        rich_help_panel=ENGINE,
+    ),
+]

@@ -39,6 +39,7 @@ from ivgcli.cli.options import (
     Seed,
     Sets,
     Source,
+    Speculate,
     Stop,
     Temperature,
     TopK,
@@ -143,6 +144,7 @@ def synthesize(
     device: Device = None,
     dtype: Dtype = None,
     rows: Rows = None,
+    speculate: Speculate = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -155,6 +157,7 @@ def synthesize(
         flags = {
             **shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
+            "engine.speculate": speculate,
             **{"mode": mode, "reward": reward, "reward.label": reward_label},
             **{"responses": responses, "pairs": pairs},
             **{"label": label, "label_temperature": label_temperature, "margin": margin},

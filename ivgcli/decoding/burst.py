@@ -22,8 +22,7 @@ from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.network import Ledger
 from ivgcli.models.streams import Stream, shared_passes
-from ivgcli.values.implicit import ImplicitValue
-from ivgcli.values.weighted import WeightedSum
+from ivgcli.values.placed import implicit_parts
 
 STEPS = 16
 """Tokens of a burst at most: a row that ends in its first waits for the others that long."""
@@ -123,7 +122,7 @@ class Burst:
         self.vocabulary = vocabulary
         self.device = vocabulary.device
         self.warn = warn
-        self.parts = implicit_parts(guidance) if guidance is not None else []
+        self.parts = implicit_parts(guidance.value) if guidance is not None else []
         guides = (stream for value, _ in self.parts for stream in value.streams())
         self.streams: list[Stream] = list({id(each): each for each in (base, *guides)}.values())
         self.counting = [each for each in self.streams if each.counting and each is not base]
@@ -336,24 +335,19 @@ class Burst:
         return choice, finite & torch.isfinite(choice.logprobs)
 
 
-def _added(total: Tensor | None, ratios: Tensor, weight: float | None) -> Tensor:
-    """Return the sum of weighted values, cut to the narrowest vocabulary; a single value has no weight of its own."""
-    if weight is None:
-        return ratios
+def _added(total: Tensor | None, ratios: Tensor, weight: float) -> Tensor:
+    """Return the sum of weighted values, cut to the narrowest vocabulary."""
+    if weight != 1:
+        ratios = weight * ratios
     if total is None:
-        return weight * ratios
+        return ratios
     width = min(total.shape[1], ratios.shape[1])
-    return total[:, :width] + weight * ratios[:, :width]
-
-
-def implicit_parts(guidance: TokenGuidance) -> list[tuple[ImplicitValue, float | None]]:
-    """Return the implicit values that a guidance adds up, with their weights; none if it needs anything else."""
-    value = guidance.value
-    parts = value.parts if isinstance(value, WeightedSum) else [(value, None)]
-    simple = guidance.every == 1 and guidance.candidates is None
-    return list(parts) if simple and all(isinstance(v, ImplicitValue) for v, _ in parts) else []
+    return total[:, :width] + ratios[:, :width]
 
 
 def possible(guidance: TokenGuidance | None) -> bool:
     """Return whether bursts can draw under a guidance: none at all, or implicit values over the whole vocabulary."""
-    return guidance is None or bool(implicit_parts(guidance))
+    if guidance is None:
+        return True
+    always = guidance.every == 1 and guidance.candidates is None
+    return always and bool(implicit_parts(guidance.value))

@@ -17,7 +17,10 @@ from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
 from ivgcli.decoding.burst import STEPS, Burst, Lane, possible
 from ivgcli.decoding.draws import step_keys
+from ivgcli.decoding.guessers import Speculate
+from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
+from ivgcli.decoding.speculation import speculation
 from ivgcli.decoding.step import next_tokens
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
@@ -51,6 +54,10 @@ class Engine:
         meters: of values that read whole texts, and not through streams.
         coverages: of values that guide tokens across vocabularies.
         bursts: whether several tokens are drawn between two looks at them, where the mode allows it; None: on a GPU.
+        speculate: whether a guide guesses tokens ahead; auto: where that pays, N: always N of them.
+
+    Raises:
+        RecipeError: `speculate` is a number, and nothing in the mode can guess.
     """
 
     def __init__(
@@ -68,6 +75,7 @@ class Engine:
         meters: Sequence[TextMeter] = (),
         coverages: Sequence[Coverage] = (),
         bursts: bool | None = None,
+        speculate: Speculate = "off",
     ) -> None:
         self.base = base
         self.mode = mode
@@ -97,6 +105,10 @@ class Engine:
         self.burst: Burst | None = None
         if bursts and possible(mode.token):
             self.burst = Burst(base, mode.token, limits, self.vocabulary, eos_ids, warn)
+        captured = self.burst is not None and self.burst.captures
+        self.speculation = speculation(
+            base, mode, limits, self.vocabulary, eos_ids, speculate, captured
+        )
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -109,6 +121,12 @@ class Engine:
         """Ordinary steps to come before the next burst."""
         for follower in (*self.streams, *self.values, *filter(None, [self.burst])):
             follower.resize(rows)
+
+    def guessed(self) -> Guessed | None:
+        """Return how guessing tokens ahead has gone, None if it was never tried."""
+        if self.speculation is None or not self.speculation.tally.rounds:
+            return None
+        return self.speculation.tally
 
     def under_way(self) -> tuple[int, float]:
         """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.
@@ -262,6 +280,8 @@ class Engine:
     def _step(self) -> Iterable[Outcome]:
         """Draw one token for every row that has neither ended nor come to the end of its chunk."""
         live = self._live()
+        if live and self._guess_ahead(live):
+            return ()
         if self.burst is not None and not self._careful:
             fresh = [pair for pair in live if not self._ready(*pair)]
             self._draw(fresh)
@@ -326,6 +346,34 @@ class Engine:
             live, states, step.tokens, step.gains, strict=True
         ):
             self._book(search, search.hypotheses[slot], state, drawn, gain)
+
+    def _guess_ahead(self, live: Sequence[tuple[int, Search]]) -> bool:
+        """Draw several tokens for every live row, if guessing them pays; return whether that was done."""
+        ahead = self.speculation
+        if ahead is None:
+            return False
+        slots = [slot for slot, _ in live]
+        states = [search.hypotheses[slot].row for slot, search in live]
+        lengths = ahead.lengths(
+            [
+                min(search.chunk_end, search.max_new_tokens) - len(state.tokens)
+                for (_, search), state in zip(live, states, strict=True)
+            ]
+        )
+        keys = [search.keys[slot] for slot, search in live]
+        runs = ahead.draw(slots, states, keys, lengths) if any(lengths) else None
+        if runs is None:
+            return False
+        booked = []
+        for (slot, search), state, run in zip(live, states, runs, strict=True):
+            count = 0
+            while count < len(run.tokens) and state.finish is None:
+                hypothesis = search.hypotheses[slot]
+                self._book(search, hypothesis, state, run.tokens[count], run.gains[count])
+                count += 1
+            booked.append(count)
+        ahead.keep(booked)
+        return True
 
     def _book(
         self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ivgcli.decoding import TokenGuidance
-from ivgcli.values import Row
+from ivgcli.values import Row, TokenValue
 
 CANDIDATES = 20
 """Candidates of a value that needs some, if the recipe names no number (VAS and IVO use 20)."""
@@ -18,7 +18,11 @@ CANDIDATES_IN_BYTES = 64
 
 
 def tilted(
-    guidance: TokenGuidance, logprobs: Tensor, rows: Sequence[int], states: Sequence[Row]
+    guidance: TokenGuidance,
+    logprobs: Tensor,
+    rows: Sequence[int],
+    states: Sequence[Row],
+    value: TokenValue | None = None,
 ) -> Tensor:
     """Return log π_base(a) + w·V(s·a) (B, V'), unnormalised.
 
@@ -35,17 +39,19 @@ def tilted(
         logprobs: (B, V) the base's log-probabilities.
         rows: B rows whose streams have read everything.
         states: their responses.
+        value: what stands for the guidance's own value at these rows, None for that itself.
     """
+    value = value or guidance.value
     count = guidance.candidates
-    if count is None and guidance.value.needs_candidates:
-        count = CANDIDATES_IN_BYTES if guidance.value.always else CANDIDATES
+    if count is None and value.needs_candidates:
+        count = CANDIDATES_IN_BYTES if value.always else CANDIDATES
     if count is None:
-        values = guidance.value.next_values(rows, states, None)
+        values = value.next_values(rows, states, None)
         width = min(values.shape[1], logprobs.shape[1])
         return values[:, :width].mul_(guidance.weight).add_(logprobs[:, :width])
-    candidates = _candidates(logprobs, count, guidance.value.always)
+    candidates = _candidates(logprobs, count, value.always)
     base = logprobs.gather(1, candidates)
-    values = guidance.value.next_values(rows, states, candidates, logprobs)
+    values = value.next_values(rows, states, candidates, logprobs)
     if guidance.outside == "mass":
         gained = base + guidance.weight * values
         level = gained.logsumexp(-1, keepdim=True) - base.logsumexp(-1, keepdim=True)
@@ -53,7 +59,7 @@ def tilted(
     if guidance.outside == "drop":
         empty = torch.full_like(logprobs, -torch.inf)
         return empty.scatter_(1, candidates, base + guidance.weight * values)
-    level = values.mean(-1) if guidance.outside == "centred" else guidance.value.here(rows)
+    level = values.mean(-1) if guidance.outside == "centred" else value.here(rows)
     return logprobs.scatter(1, candidates, base + guidance.weight * (values - level[:, None]))
 
 

@@ -40,7 +40,7 @@ class Spent:
     prompt_tokens: int
     """Tokens of the prompt, whoever has read it: requests for one prompt share that."""
     tokens: int
-    """Tokens of all candidates that were read or peeked at, read again included."""
+    """Tokens of all candidates that were read or peeked at, read again included, rejected guesses left out."""
     flops_per_token: int
 
 

@@ -13,7 +13,7 @@ from ivgcli.decoding.guidance import tilted
 from ivgcli.decoding.sampling import warped
 from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.streams import Stream, read_all
-from ivgcli.values import Row, require_finite
+from ivgcli.values import Row, TokenValue, require_finite
 
 
 class Step(NamedTuple):
@@ -54,9 +54,11 @@ def next_tokens(
     _read(base, guidance, slots, states, guided)
     logits = base.outputs(slots)[:, : len(vocabulary)]
     if guidance is None or not guided:
-        step = _plain(base, limits, vocabulary, slots, logits, keys)
+        step = draw_plain(base, limits, vocabulary, slots, logits, keys)
     else:
-        step = _guided(base, guidance, limits, vocabulary, slots, states, guided, logits, keys)
+        step = draw_guided(
+            base, guidance, guidance.value, limits, vocabulary, slots, states, guided, logits, keys
+        )
     base.count(slots, step.base_logprobs)
     return step
 
@@ -81,7 +83,7 @@ def _read(
     read_all(readings)
 
 
-def _plain(
+def draw_plain(
     base: Stream,
     limits: Limits,
     vocabulary: Tensor,
@@ -89,15 +91,16 @@ def _plain(
     logits: Tensor,
     keys: Tensor,
 ) -> Step:
-    """Draw from the base alone."""
+    """Draw from the base alone, whose logits (B, V) these are; arguments as for `draw_guided`."""
     choice = choose_plain(logits, limits, keys, vocabulary)
     require_finite(base.network.name, slots, choice.logprobs)
     return Step(choice.tokens.tolist(), choice.base_logprobs, [0.0] * len(slots))
 
 
-def _guided(
+def draw_guided(
     base: Stream,
     guidance: TokenGuidance,
+    value: TokenValue,
     limits: Limits,
     vocabulary: Tensor,
     slots: Sequence[int],
@@ -106,7 +109,20 @@ def _guided(
     logits: Tensor,
     keys: Tensor,
 ) -> Step:
-    """Draw from the tilted base in the rows `guided`, from the base in the others."""
+    """Draw from the tilted base in the rows `guided`, from the base in the others.
+
+    Args:
+        base: whose logits these are; its name is in the sentence about one that is not finite.
+        guidance: how the value tilts the base.
+        value: the guidance's own, or what stands for it at these rows.
+        limits: temperature, top-k, top-p.
+        vocabulary: (V,) int32, 0 … V−1.
+        slots: numbers of B rows, of which the value is asked.
+        states: their responses.
+        guided: which of them are guided.
+        logits: (B, V) of the base; changed.
+        keys: (B, 2) int32 keys of their noise.
+    """
     plain = log_softmax_(logits)
     require_finite(base.network.name, slots, plain.amax(-1))
     source = plain
@@ -115,14 +131,14 @@ def _guided(
     rows = [slots[i] for i in guided]
     everyone = len(guided) == len(slots)
     tilt = tilted(
-        guidance, source if everyone else source[guided], rows, [states[i] for i in guided]
+        guidance, source if everyone else source[guided], rows, [states[i] for i in guided], value
     )
     mixed = tilt
     if not everyone:
         mixed = source[:, : tilt.shape[1]].clone()
         mixed[guided] = tilt
     choice = choose_tilted(plain, source, mixed, limits, keys, vocabulary)
-    require_finite(guidance.value.name, slots, choice.logprobs)
+    require_finite(value.name, slots, choice.logprobs)
     tokens = choice.tokens.tolist()
-    guidance.value.drawn(rows, [tokens[i] for i in guided])
+    value.drawn(rows, [tokens[i] for i in guided])
     return Step(tokens, choice.base_logprobs, choice.gains.tolist())

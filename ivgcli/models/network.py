@@ -39,6 +39,8 @@ class Ledger:
     """Tokens read a second time because a retokenised text changed before them."""
     peeked: int = 0
     """Candidate tokens evaluated without being kept."""
+    rejected: int = 0
+    """Guessed tokens read and taken back."""
 
 
 class NotDrivable(ModelError):

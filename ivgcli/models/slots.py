@@ -71,10 +71,13 @@ class SlotCache:
         of = torch.as_tensor(sources, device=self.store.device)
         self.store[:, :, to, :, start:stop] = self.store[:, :, of, :, start:stop]
 
-    def wipe(self, row: int) -> None:
-        """Zero a slot: a masked position contributes 0 times its value, which is only 0 while the value is finite."""
+    def wipe(self, row: int, start: int = 0) -> None:
+        """Zero a slot from position `start` on.
+
+        A masked position contributes 0 times its value, which is only 0 while the value is finite.
+        """
         if self.store is not None:
-            self.store[:, :, row] = 0
+            self.store[:, :, row, :, start:] = 0
 
 
 def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class Stream:
         self.counted = [0] * rows
         self.intact = [True] * rows
         self.spent = [0] * rows
-        """Tokens that each slot has read or peeked at since its owner came, without the prompt."""
+        """Tokens that each slot has read or peeked at since its owner came, without the prompt and rejected guesses."""
         self.totals = torch.zeros(rows, dtype=torch.float64)
         self.last: Tensor | None = None
         self.first: Tensor | None = None
@@ -143,6 +143,18 @@ class Stream:
         for row in index:
             self.counted[row] += 1
 
+    def count_run(self, row: int, start: int, logprobs: Sequence[float]) -> None:
+        """Add the log-probabilities of the tokens that a row drew from place `start` on, those counted already apart.
+
+        Args:
+            row: the row; all its tokens before `start` are counted.
+            start: place of the first of them in the response.
+            logprobs: of one token after another.
+        """
+        fresh = logprobs[self.counted[row] - start :]
+        self.totals[row] += sum(fresh)
+        self.counted[row] += len(fresh)
+
     def restart(self, targets: Sequence[int], source: int) -> None:
         """Start `targets` at the end of the prompt that row `source` has read; it may be one of them."""
         origin = self.origins[source]
@@ -179,6 +191,19 @@ class Stream:
         self.network.ledger.reread += max(0, self.lengths[row] - length)
         self.lengths[row] = length
         self.intact[row] &= length >= self.origins[row]
+
+    def take_back(self, rows: Sequence[int], lengths: Sequence[int], hidden: Tensor) -> None:
+        """Shorten rows whose last tokens were guesses to `lengths` tokens; `hidden` (B, H) are their states there.
+
+        The network's ledger keeps what they cost; a row's own account does not, as it says what a response takes
+        whichever way it is decoded.
+        """
+        for row, length in zip(rows, lengths, strict=True):
+            rejected = self.lengths[row] - length
+            self.network.ledger.rejected += rejected
+            self.spent[row] -= rejected
+            self.lengths[row] = length
+        self.keep(rows, hidden)
 
     def wipe(self, row: int) -> None:
         """Clear a row that met a non-finite number, so that the slot's next owner starts clean."""
@@ -264,6 +289,8 @@ class Reading:
     """The tokens of each row, at least one."""
     prompt: bool = False
     """Whether they are a prompt, which starts its row anew."""
+    guessed: bool = False
+    """Whether some of them may be taken back, so that none is counted."""
     hidden: Tensor | None = None
     """Filled in by `read_all`: (N, H) hidden states of the tokens, row after row."""
     before: Tensor | None = None
@@ -273,6 +300,25 @@ class Reading:
     def length(self) -> int:
         """Number of tokens."""
         return sum(len(tokens) for tokens in self.tokens)
+
+    def states(self, rows: Sequence[int], counts: Sequence[int]) -> Tensor:
+        """Return the last `counts[i]` hidden states of each of `rows`, row after row, once this has been read.
+
+        The state in front of a row's first new token is one of them if they are one more than its tokens.
+        """
+        parts, begin = {}, 0
+        for row, tokens in zip(self.rows, self.tokens, strict=True):
+            assert self.before is not None, "it has been read, and is no prompt"
+            assert self.hidden is not None, "it has been read"
+            end = begin + len(tokens)
+            parts[row] = torch.cat([self.before[begin : begin + 1], self.hidden[begin:end]])
+            begin = end
+        return torch.cat(
+            [
+                parts[row][-count:] if row in parts else self.stream.hidden([row])
+                for row, count in zip(rows, counts, strict=True)
+            ]
+        )
 
 
 @dataclass
@@ -325,7 +371,7 @@ def _read_in_parts(members: Sequence[Reading]) -> None:
         parts: list[Reading] = []
         for row, tokens in zip(reading.rows, reading.tokens, strict=True):
             if not parts or parts[-1].length + len(tokens) > PASS_TOKENS:
-                parts.append(Reading(reading.stream, [], [], reading.prompt))
+                parts.append(Reading(reading.stream, [], [], reading.prompt, reading.guessed))
             parts[-1].rows.append(row)
             parts[-1].tokens.append(tokens)
         for part in parts:
@@ -363,7 +409,7 @@ def _read_pass(batch: Sequence[Reading], branches: Sequence[Branches] = ()) -> N
         begin, end = end, end + segment.tokens
         reading.hidden = hidden[begin:end]
         _advance(reading, segment)
-        if reading.stream.counting and not reading.prompt:
+        if reading.stream.counting and not reading.prompt and not reading.guessed:
             _count(reading)
 
 

@@ -266,11 +266,12 @@ def to_guide(keys: Mapping[str, Any]) -> str:
 def run_id(recipe: BaseModel) -> str:
     """Return eight hex digits that name everything a result depends on.
 
-    `engine.device` and `engine.rows` are left out: they say where and how wide to decode, so a run
-    may be resumed on another machine. So is what a recipe itself calls incidental.
+    `engine.device`, `engine.rows` and `engine.speculate` are left out: they say where and how fast
+    to decode, so a run may be resumed on another machine. So is what a recipe itself calls incidental.
     """
     plain = _plain(recipe)
-    incidental = ("engine.device", "engine.rows", *getattr(recipe, "incidental", ()))
+    engine = ("engine.device", "engine.rows", "engine.speculate")
+    incidental = (*engine, *getattr(recipe, "incidental", ()))
     for dotted in incidental:
         *sections, key = dotted.split(".")
         node: Any = plain

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from ivgcli.recipes.guide import Dtype, ExplicitSpec, Guide, ModelSpec, Section, Text
+from ivgcli.recipes.sentences import show
 
 Value = Literal["implicit", "explicit"]
 """The two kinds of value a guide can hold."""
@@ -34,6 +35,7 @@ ModeName = Literal[
 Vocabulary = Literal["auto", "same", "ids", "bytes"]
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+Speculate = Literal["auto", "off"] | AtLeastOne
 
 
 class PrecisionSpec(Section):
@@ -109,7 +111,7 @@ class SamplingSpec(Section):
 
 
 class EngineSpec(Section):
-    """Where and how wide to decode. Rows and device never change what a response says."""
+    """Where and how wide to decode. Device, rows and speculation never change what a response says."""
 
     device: Text | None = None
     """cpu, cuda, cuda:1, …; unset: a GPU if there is one."""
@@ -120,6 +122,18 @@ class EngineSpec(Section):
     graphs: Literal["auto", "on", "off"] = "auto"
     """Whether up to 16 tokens are drawn between two looks of the host at them, each step a CUDA graph, where no token
     is guided or implicit values guide over the whole vocabulary. auto: on a GPU."""
+    speculate: Speculate = "auto"
+    """Tokens that the tuned model of an implicit guide guesses ahead, for base and guides to check in
+    one pass; off: none; auto: as many as pay, with few rows. The text is the same."""
+
+    @field_validator("speculate", mode="before")
+    @classmethod
+    def check_speculate(cls, raw: Any) -> Any:
+        """Refuse anything but auto, off or a number of tokens, in one sentence."""
+        number = isinstance(raw, int) and not isinstance(raw, bool)
+        if raw in ("auto", "off") or (number and raw >= 1):
+            return raw
+        raise ValueError(f"expected auto, off or a number of tokens, got {show(raw)}")
 
 
 def offered(guide: Any) -> tuple[Value, ...]:

@@ -44,26 +44,14 @@ class Row:
     """The response's text where a stop string has cut it."""
 
 
-class Value(Protocol):
-    """V(x, y≤t), followed for every row."""
+class TokenValue(Protocol):
+    """V(prefix + token), asked of rows whose prefix has been read."""
 
     name: str
     needs_candidates: bool
     """Whether next-token values are to be had for a few candidates only (a scalar head)."""
     always: frozenset[int]
     """The base's ids that have to be among the candidates in every step."""
-
-    def streams(self) -> list[Stream]:
-        """Return every stream that has to have read the prompt before anything else is asked."""
-        ...
-
-    def token_streams(self) -> list[Stream]:
-        """Return those that have to have read the response's base tokens before `next_values` is asked."""
-        ...
-
-    def start(self, row: int, state: Row) -> None:
-        """Begin a row whose prompt the streams have read."""
-        ...
 
     def next_values(
         self,
@@ -91,6 +79,22 @@ class Value(Protocol):
 
     def drawn(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
         """Take note of the token that each row of the latest `next_values` drew."""
+        ...
+
+
+class Value(TokenValue, Protocol):
+    """V(x, y≤t), followed for every row."""
+
+    def streams(self) -> list[Stream]:
+        """Return every stream that has to have read the prompt before anything else is asked."""
+        ...
+
+    def token_streams(self) -> list[Stream]:
+        """Return those that have to have read the response's base tokens before `next_values` is asked."""
+        ...
+
+    def start(self, row: int, state: Row) -> None:
+        """Begin a row whose prompt the streams have read."""
         ...
 
     def values(self, rows: Sequence[int], states: Sequence[Row]) -> Tensor:

@@ -70,8 +70,10 @@ class ImplicitValue:
 
     def weigh(self, rows: Sequence[int] | Tensor) -> Tensor:
         """Work out both models' log-probabilities after rows; return one number of each row (B,), finite if all are."""
-        tuned = _logprobs(self.tuned, rows)
-        reference = tuned if self.reference is self.tuned else _logprobs(self.reference, rows)
+        tuned = normalised(self.tuned.outputs(rows))
+        reference = tuned
+        if self.reference is not self.tuned:
+            reference = normalised(self.reference.outputs(rows))
         self._latest = (tuned, reference)
         return tuned[:, 0] + reference[:, 0]
 
@@ -129,6 +131,6 @@ class ImplicitValue:
         self._latest = self._buffer = None
 
 
-def _logprobs(stream: Stream, rows: Sequence[int] | Tensor) -> Tensor:
-    """Return the next-token log-probabilities (B, V) of a language model's stream, in float32."""
-    return log_softmax_(stream.outputs(rows)).clamp_(min=FLOOR)
+def normalised(outputs: Tensor) -> Tensor:
+    """Return a language model's outputs (B, V) as log-probabilities, in float32 and in place."""
+    return log_softmax_(outputs).clamp_(min=FLOOR)

@@ -13,6 +13,7 @@ import torch
 from ivgcli import __version__
 from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.engine import Engine
+from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Outcome, Request
 from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.memory import peak_memory
@@ -66,6 +67,8 @@ class Summary:
     networks: dict[str, dict[str, int]] = field(default_factory=dict)
     """What each network did: passes, tokens read, and which of them were prompts, read again or peeked at."""
     versions: dict[str, str] = field(default_factory=dict)
+    speculation: dict[str, float] = field(default_factory=dict)
+    """How guessing tokens ahead went; empty where nothing was guessed."""
 
 
 def generate(
@@ -196,6 +199,7 @@ def decode_all(
         meters=assembly.meters,
         coverages=assembly.coverages,
         bursts={"auto": None, "on": True, "off": False}[recipe.engine.graphs],
+        speculate=recipe.engine.speculate,
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
@@ -225,6 +229,7 @@ def decode_all(
         show(count)
     seconds = time.monotonic() - began
     peak = peak_memory(assembly.base.network.device)
+    guessed = engine.guessed()
     return Summary(
         len(requests),
         failures,
@@ -232,10 +237,11 @@ def decode_all(
         seconds,
         engine.rows,
         peak,
-        (*assembly.notes, *bridging(bridged)),
+        (*assembly.notes, *bridging(bridged), *guessing(guessed)),
         device_name(assembly.base.network.device),
         {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
         {"ivgcli": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        {} if guessed is None else guessed.to_json(),
     )
 
 
@@ -249,6 +255,16 @@ def bridging(tallies: Sequence[Tally]) -> list[str]:
         f"across vocabularies: {found['outside']:.1%} of the base's probability on strings that are no token "
         f"of the guide, {found['aligned']:.1%} of tokens aligned, bounds {found['width']:.2g} nats apart, "
         f"{found['passes'] / steps:.2g} further passes a token"
+    ]
+
+
+def guessing(guessed: Guessed | None) -> list[str]:
+    """Return what to say about tokens guessed ahead, in one sentence at most."""
+    if guessed is None:
+        return []
+    return [
+        f"speculation: {guessed.acceptance:.1%} of {guessed.made:,} guessed tokens right, "
+        f"{guessed.saved:,} of {guessed.saved + guessed.rounds:,} passes of the base saved"
     ]
 
 

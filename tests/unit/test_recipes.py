@@ -454,6 +454,21 @@ def test_writing_and_reading_a_recipe_is_the_identity(tmp_path: Path, seed: int)
     assert run_id(again) == run_id(recipe)
 
 
+@pytest.mark.parametrize("given", ["auto", "off", "1", "12"])
+def test_speculation_is_auto_off_or_a_number(tmp_path: Path, given: str) -> None:
+    recipe = load(GenerateRecipe, written(tmp_path, f"base: b\nengine: {{speculate: {given}}}\n"))
+    assert recipe.engine.speculate == (int(given) if given.isdecimal() else given)
+    assert load(GenerateRecipe, written(tmp_path, to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize("given", ["on", "0", "-2", "1.5", "true", '"4"', "[4]"])
+def test_any_other_speculation_is_told(tmp_path: Path, given: str) -> None:
+    text = f"base: b\nengine:\n  speculate: {given}\n"
+    assert "expected auto, off or a number of tokens, got" in sentence(
+        GenerateRecipe, written(tmp_path, text)
+    )
+
+
 def test_the_run_id_names_what_a_response_depends_on() -> None:
     def named(**flags: Any) -> str:
         return run_id(load(GenerateRecipe, flags={"base.model": "b", **flags}))
@@ -461,6 +476,7 @@ def test_the_run_id_names_what_a_response_depends_on() -> None:
     assert len(named()) == 8
     assert int(named(), 16) >= 0
     assert named(**{"engine.rows": 3}) == named(**{"engine.device": "cuda"}) == named()
+    assert named(**{"engine.speculate": 3}) == named(**{"engine.speculate": "off"}) == named()
     changed = [{"seed": 1}, {"token.weight": 0.5}, {"engine.dtype": "float16"}, {"base.model": "c"}]
     assert len({named(), *(named(**flags) for flags in changed)}) == 5
     assert named(**{"token.weight": 1}) == named(**{"token.weight": 1.0})
