@@ -73,7 +73,7 @@ class ByteVocabulary(BytePieces):
         self._sizes = [-1 if piece is None else len(piece) for piece in self.pieces]
         self._beside = [bytes(row) for row in self.beside]  # a look into bytes is ten times as fast
         self._canonical: dict[tuple[str, bytes], tuple[int, ...]] = {}
-        self._anchors: dict[tuple[str, int], str] = {}
+        self._anchors: dict[int, str | None] = {}
         self._openings: dict[str, tuple[int, ...]] = {}
         self._look()
         # What stands in front of the added tokens is truncation and padding, which come and go.
@@ -190,12 +190,14 @@ class ByteVocabulary(BytePieces):
 
     def _anchor(self, before: str, first: int) -> str:
         """Return a character that serves as well as `before` in front of the byte `first`, to remember fewer texts."""
-        key = (before, first)
-        found = self._anchors.get(key)
-        if found is None:
+        return self.anchor(first) or before
+
+    def anchor(self, first: int) -> str | None:
+        """Return a character that no piece has in front of the byte `first`, if one is known."""
+        if first not in self._anchors:
             fitting = (c for c in ANCHORS if not self._beside[c.encode()[-1]][first])
-            found = self._anchors[key] = next(fitting, before)
-        return found
+            self._anchors[first] = next(fitting, None)
+        return self._anchors[first]
 
     def _encoding(self, text: str) -> Any:
         return self.core.encode(text, add_special_tokens=False)
