@@ -147,14 +147,18 @@ class Canonical:
 
     def retokenised(self, more: bytes) -> tuple[int, tuple[int, ...]]:
         """Return what `after` does by tokenising all text behind the last closed place."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.setstate(self._decoder.getstate())
-        segment = self._grown(decoder.decode(more))
+        segment = self.grown(more)
         if segment is None:
             return len(self.ids), ()
         fresh = self._tokenised(segment, self.before)
         kept = shared_prefix(self.ids[self.root :], fresh)
         return self.root + kept, fresh[kept:]
+
+    def grown(self, more: bytes) -> bytes | None:
+        """Return what would stand behind the last closed place with more bytes; None if no character is added."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.setstate(self._decoder.getstate())
+        return self._grown(decoder.decode(more))
 
     @property
     def last(self) -> str:

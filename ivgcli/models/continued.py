@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ivgcli.models.byte_pieces import remember
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
+from ivgcli.models.retokenised import shared_prefix
 
 UNKNOWN, NO, YES = 0, 1, 2
 """What is known of a text's last character and a piece's first one: whether the piece is tokenised apart."""
@@ -35,24 +36,17 @@ class Continued:
     def __init__(self, pieces: Sequence[bytes | None], vocabulary: ByteVocabulary) -> None:
         self.pieces = pieces
         self.vocabulary = vocabulary
-        self._characters: list[str] = []
-        known: dict[str, int] = {}
-        self._firsts = np.zeros(len(pieces), dtype=np.int64)
+        self._added = [_normalised(piece or b"", vocabulary) for piece in pieces]
+        """Each piece as the vocabulary has it; None unless it is of whole characters."""
+        self._written = np.array([bool(piece) for piece in pieces])
+        firsts = [(piece or b"").decode()[:1] for piece in self._added]
+        self._characters = sorted({*firsts})
+        known = {first: number for number, first in enumerate(self._characters)}
+        self._firsts = np.array([known[first] for first in firsts], dtype=np.int64)
         """The number of each piece's first character."""
-        self._tails = np.zeros(len(pieces), dtype=np.int64)
+        self._tails = np.where(self._firsts == known.get("", -1), WITH_TEXT, UNKNOWN)
         """UNKNOWN, WITH_TEXT, SINGLE or a place in `_lists`."""
         self._lists: list[tuple[int, ...]] = [(), ()]
-        for number, piece in enumerate(pieces):
-            try:
-                first = (piece or b"").decode()[:1]
-            except UnicodeDecodeError:
-                first = ""
-            if not first:
-                self._tails[number] = WITH_TEXT
-            elif first not in known:
-                known[first] = len(self._characters)
-                self._characters.append(first)
-            self._firsts[number] = known.get(first, 0)
         self._apart: dict[str, NDArray[np.uint8]] = {}
         """For each last character of a text, UNKNOWN, NO or YES for each first character of a piece."""
 
@@ -67,23 +61,41 @@ class Continued:
             numbers: (R, C) of pieces.
         """
         apart = self._are_apart(texts, numbers)
-        for number in np.unique(numbers[apart & (self._tails[numbers] == UNKNOWN)]).tolist():
-            self._tails[number] = self._place(self.pieces[number] or b"")
+        self._settle(np.unique(numbers[apart & (self._tails[numbers] == UNKNOWN)]).tolist())
         tails = np.where(apart, self._tails[numbers], WITH_TEXT)
         found: list[list[Tail]] = [[] for _ in texts]
-        pieces = self.pieces
-        rows, columns = np.nonzero(tails != SINGLE)
-        places, which = tails[rows, columns].tolist(), numbers[rows, columns].tolist()
-        for row, column, place, number in zip(
-            rows.tolist(), columns.tolist(), places, which, strict=True
-        ):
-            text = texts[row]
-            if place != WITH_TEXT:
-                found[row].append((column, len(text.ids), self._lists[place]))
-            elif piece := pieces[number]:
-                kept, tail = text.retokenised(piece)
-                if len(tail) > 1 or text.held:
-                    found[row].append((column, kept, tail))
+        for row, column in np.argwhere(tails > SINGLE).tolist():
+            found[row].append((column, len(texts[row].ids), self._lists[tails[row, column]]))
+        rows, columns = np.nonzero((tails == WITH_TEXT) & self._written[numbers])
+        places = zip(rows.tolist(), columns.tolist(), numbers[rows, columns].tolist(), strict=True)
+        segments = self._segments(texts, places)
+        self.vocabulary.learn([(segment, texts[row].before) for row, _, segment in segments])
+        own = [text.ids[text.root :] for text in texts]
+        for row, column, segment in segments:
+            text, ids = texts[row], own[row]
+            fresh = self.vocabulary.canonical(segment, text.before)
+            kept = shared_prefix(ids, fresh)
+            if len(fresh) - kept > 1 or text.held:
+                found[row].append((column, text.root + kept, fresh[kept:]))
+        for each in found:
+            each.sort()
+        return found
+
+    def _segments(
+        self, texts: Sequence[Canonical], places: Iterable[tuple[int, int, int]]
+    ) -> list[tuple[int, int, bytes]]:
+        """Return (row, column, text behind the last closed place with a piece) for (row, column, piece's number)."""
+        plain = [
+            None if text.held or self.vocabulary.composes else bytes(text.text[text.root_place :])
+            for text in texts
+        ]
+        found = []
+        for row, column, number in places:
+            stem, added = plain[row], self._added[number]
+            if stem is not None and added is not None:
+                found.append((row, column, stem + added))
+            elif (segment := texts[row].grown(self.pieces[number] or b"")) is not None:
+                found.append((row, column, segment))
         return found
 
     def _are_apart(
@@ -111,14 +123,24 @@ class Continued:
             remember(self._apart, last, table, 2000)
         return self._apart[last]
 
-    def _place(self, piece: bytes) -> int:
-        """Return what `_tails` says of a piece that is tokenised apart."""
-        added = self.vocabulary.normalised(piece.decode()).encode()
-        anchor = self.vocabulary.anchor(added[0]) if added else None
-        if anchor is None:
-            return WITH_TEXT
-        tail = self.vocabulary.canonical(added, anchor)
-        if len(tail) < 2:
-            return SINGLE
-        self._lists.append(tail)
-        return len(self._lists) - 1
+    def _settle(self, numbers: Sequence[int]) -> None:
+        """Find the tokens of pieces that are tokenised apart."""
+        known = self.vocabulary
+        added = [self._added[number] or b"" for number in numbers]
+        anchors = [known.anchor(piece[0]) for piece in added]
+        both = list(zip(numbers, added, anchors, strict=True))
+        known.learn([(piece, anchor) for _, piece, anchor in both if anchor is not None])
+        for number, piece, anchor in both:
+            tail = () if anchor is None else known.canonical(piece, anchor)
+            self._tails[number] = len(self._lists) if len(tail) > 1 else SINGLE
+            if anchor is None:
+                self._tails[number] = WITH_TEXT
+            elif len(tail) > 1:
+                self._lists.append(tail)
+
+
+def _normalised(piece: bytes, vocabulary: ByteVocabulary) -> bytes | None:
+    try:
+        return vocabulary.normalised(piece.decode()).encode()
+    except UnicodeDecodeError:
+        return None

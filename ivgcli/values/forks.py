@@ -27,18 +27,24 @@ class Fork:
         """One for each model; the same object twice where both would be alike."""
         self.begins: list[int] = []
         """For each model, how many of the row's tokens lie before the first node."""
-        for reader in readers:
-            self._lay(reader)
+        for side, reader in enumerate(readers):
+            begin = reader.first_node(row)
+            known = [
+                place
+                for place, other in enumerate(readers[:side])
+                if other.texts[row] is reader.texts[row] and self.begins[place] == begin
+            ]
+            self.lattices.append(self.lattices[known[0]] if known else self._trunk(reader, begin))
+            self.begins.append(begin)
         self.slots: list[list[int]] = [
             [reader.slot(row, begin + node) for node in range(lattice.end + 1)]
             for reader, lattice, begin in zip(readers, self.lattices, self.begins, strict=True)
         ]
         """For each model, the number of each node's distribution."""
 
-    def _lay(self, reader: PrefixReader) -> None:
-        """Lay the trunk of one model's lattice."""
+    def _trunk(self, reader: PrefixReader, begin: int) -> Lattice:
+        """Return the trunk of a model's lattice, or another model's that is alike."""
         text = reader.texts[self.row]
-        begin = reader.first_node(self.row)
         trunk = text.ids[begin:]
         places = [text.end(count) for count in range(begin, len(text.ids) + 1)]
         tail, held = bytes(text.text[places[0] :]), text.held
@@ -46,11 +52,8 @@ class Fork:
         for other in self.lattices:
             same = other.vocabulary is reader.vocabulary and other.trunk == trunk
             if same and [node.back for node in other.nodes] == pending:
-                self.lattices.append(other)
-                break
-        else:
-            self.lattices.append(Lattice(reader.vocabulary, trunk, pending))
-        self.begins.append(begin)
+                return other
+        return Lattice(reader.vocabulary, trunk, pending)
 
     @property
     def nodes(self) -> int:

@@ -54,7 +54,7 @@ def narrow(plan: Plan, bounds: Sequence[Bounds], weights: NDArray[np.float64]) -
 def _grow(
     plan: Plan, row: int, uncertain: NDArray[np.bool_], bounds: Sequence[Bounds]
 ) -> tuple[bool, bool]:
-    """Give nodes to what uncertain candidates of a row may still go through; return whether any are new or ruled out."""
+    """Give nodes to what uncertain candidates of a row may go through; return whether any are new, or ruled out."""
     fork = plan.forks[row]
     before, out = fork.nodes, False
     for side, found in enumerate(bounds):
