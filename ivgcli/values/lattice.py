@@ -146,7 +146,9 @@ class Lattice:
     def _inside(self, number: int, token: int, candidate: bytes) -> bool:
         """Return whether a token at a node ends inside what is left to a candidate there."""
         rest, piece = self.rest(number, candidate), self.vocabulary.pieces[token]
-        return bool(rest and piece) and len(piece) < len(rest) and rest.startswith(piece)
+        if not rest or not piece:
+            return False
+        return len(piece) < len(rest) and rest.startswith(piece)
 
     def past(self, node: Node) -> list[tuple[int, int]]:
         """Return the ranges of all tokens that run past the end of the text from a node before it.
@@ -155,8 +157,13 @@ class Lattice:
         """
         vocabulary = self.vocabulary
         begin, end = vocabulary.span(node.back)
-        within = (vocabulary.places[token] for token, child in node.children.items()
-                  if not self.nodes[child].back and not self.nodes[child].ahead)  # fmt: skip
+        # The unknown token is not among those that begin with these bytes, wherever it ends.
+        within = [
+            vocabulary.places[token]
+            for token, child in node.children.items()
+            if not (self.nodes[child].back or self.nodes[child].ahead)
+            and token in vocabulary.places
+        ]
         found = []
         for place in sorted(within):
             found.append((begin, place))

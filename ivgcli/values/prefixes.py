@@ -242,8 +242,9 @@ class PrefixReader:
             self._states[to] = hidden[part][of]
             places = torch.from_numpy(self.places[np.maximum(following[part], 0)]).to(device)
             row = torch.arange(len(slots), device=device)
-            picked = sums[row, places + 1] - sums[row, places]
-            found = picked.log().tolist()
+            picked = (sums[row, places + 1] - sums[row, places]).cpu().numpy()
+            with np.errstate(divide="ignore"):
+                found = np.log(picked).tolist()
             tiny = (picked <= SMALLEST).tolist()
             small = [
                 place for place, token in enumerate(following[part]) if token >= 0 and tiny[place]
