@@ -138,20 +138,31 @@ class ByteVocabulary(BytePieces):
             remember(self._canonical, key, found)
         return found
 
-    def learn(self, segments: Collection[tuple[bytes, str]]) -> None:
-        """Tokenise many (segment, before) at once, which is quicker, for `canonical` to be asked for them."""
-        wanted = {
-            (self._anchor(before, segment[0]), segment): None
+    def canonical_all(self, segments: Sequence[tuple[bytes, str]]) -> list[tuple[int, ...]]:
+        """Return what `canonical` does of many (segment, before), tokenised at once, which is quicker."""
+        keys = [
+            (self._anchor(before, segment[0]) if len(before) == 1 and segment else before, segment)
             for segment, before in segments
-            if segment and len(before) == 1
-        }
-        new = [key for key in wanted if key not in self._canonical]
+        ]
+        known = self._canonical
+        new = [
+            key for key in dict.fromkeys(keys) if len(key[0]) == 1 and key[1] and key not in known
+        ]
         texts = [before + segment.decode() for before, segment in new]
-        found = self.core.encode_batch_fast(texts, add_special_tokens=False)
-        for key, encoding in zip(new, found, strict=True):
-            ids, opening = tuple(encoding.ids), self._open(key[0])
+        found: dict[tuple[str, bytes], tuple[int, ...]] = {}
+        for key, whole in zip(
+            new, self.core.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
+            ids, opening = tuple(whole.ids), self._open(key[0])
             if ids[: len(opening)] == opening:
-                remember(self._canonical, key, ids[len(opening) :])
+                found[key] = ids[len(opening) :]
+                remember(known, key, found[key])
+        # What was remembered may have been forgotten to make room for what is new.
+        answers = (known.get(key, found.get(key)) for key in keys)
+        return [
+            self.canonical(segment, before) if answer is None else answer
+            for answer, (before, segment) in zip(answers, keys, strict=True)
+        ]
 
     def unwritten(self, before: str) -> bytes:
         """Return the space that begins a document (START) or a section (a special token's string), if there is one."""

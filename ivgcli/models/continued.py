@@ -69,11 +69,12 @@ class Continued:
         rows, columns = np.nonzero((tails == WITH_TEXT) & self._written[numbers])
         places = zip(rows.tolist(), columns.tolist(), numbers[rows, columns].tolist(), strict=True)
         segments = self._segments(texts, places)
-        self.vocabulary.learn([(segment, texts[row].before) for row, _, segment in segments])
+        tokenised = self.vocabulary.canonical_all(
+            [(segment, texts[row].before) for row, _, segment in segments]
+        )
         own = [text.ids[text.root :] for text in texts]
-        for row, column, segment in segments:
+        for (row, column, _), fresh in zip(segments, tokenised, strict=True):
             text, ids = texts[row], own[row]
-            fresh = self.vocabulary.canonical(segment, text.before)
             kept = shared_prefix(ids, fresh)
             if len(fresh) - kept > 1 or text.held:
                 found[row].append((column, text.root + kept, fresh[kept:]))
@@ -128,14 +129,12 @@ class Continued:
         known = self.vocabulary
         added = [self._added[number] or b"" for number in numbers]
         anchors = [known.anchor(piece[0]) for piece in added]
-        both = list(zip(numbers, added, anchors, strict=True))
-        known.learn([(piece, anchor) for _, piece, anchor in both if anchor is not None])
-        for number, piece, anchor in both:
-            tail = () if anchor is None else known.canonical(piece, anchor)
-            self._tails[number] = len(self._lists) if len(tail) > 1 else SINGLE
-            if anchor is None:
-                self._tails[number] = WITH_TEXT
-            elif len(tail) > 1:
+        apart = [place for place, anchor in enumerate(anchors) if anchor is not None]
+        tails = known.canonical_all([(added[place], anchors[place] or "") for place in apart])
+        self._tails[numbers] = WITH_TEXT
+        for place, tail in zip(apart, tails, strict=True):
+            self._tails[numbers[place]] = len(self._lists) if len(tail) > 1 else SINGLE
+            if len(tail) > 1:
                 self._lists.append(tail)
 
 

@@ -37,7 +37,7 @@ class Fork:
             self.lattices.append(self.lattices[known[0]] if known else self._trunk(reader, begin))
             self.begins.append(begin)
         self.slots: list[list[int]] = [
-            [reader.slot(row, begin + node) for node in range(lattice.end + 1)]
+            [reader.slot(row, node) for node in range(begin, begin + lattice.end + 1)]
             for reader, lattice, begin in zip(readers, self.lattices, self.begins, strict=True)
         ]
         """For each model, the number of each node's distribution."""

@@ -66,7 +66,8 @@ def _grow(
             if not uncertain[column] or found.masses[at] <= share:
                 continue
             node, token = int(found.nodes[at]), int(found.tokens[at])
-            candidate = plan.piece(row, column)
+            # The last column is the text itself.
+            candidate = b"" if column == plan.columns - 1 else plan.pieces(row, [column])[0]
             if plan.precision.tokenisations == "possible" and not _possible(
                 plan, row, side, node, token, candidate
             ):

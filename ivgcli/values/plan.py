@@ -47,11 +47,10 @@ class Plan:
         """Return which candidates (R, C) have text."""
         return self.additions.sizes[self.numbers] > 0
 
-    def piece(self, row: int, column: int) -> bytes:
-        """Return the bytes of a candidate; none for the text itself."""
-        if column == self.columns - 1:
-            return b""
-        return self.additions.pieces[self.numbers[row, column]] or b""
+    def pieces(self, row: int, columns: Sequence[int]) -> list[bytes]:
+        """Return the bytes of some of a row's candidates."""
+        known = self.additions.pieces
+        return [known[number] or b"" for number in self.numbers[row, columns].tolist()]
 
     def part(self, rows: Sequence[int]) -> Plan:
         """Return the same for some rows."""
@@ -74,8 +73,10 @@ class Plan:
             texts = [reader.texts[self.forks[row].row] for row in rows]
             found = continued[reader.vocabulary].tails(texts, self.numbers[rows])
             for row, tails in zip(rows, found, strict=True):
+                if not tails:
+                    continue
                 columns = [column for column, _, _ in tails]
-                pieces = [self.piece(row, column) for column in columns]
+                pieces = self.pieces(row, columns)
                 masses = chances[row, columns].tolist()
                 self.forks[row].look_ahead(side, tails, pieces, masses, self.precision.mass)
 
