@@ -51,14 +51,17 @@ class BytePieces:
         """Return the range of places in `order` of the pieces that begin with `prefix` (bytes)."""
         found = self._spans.get(prefix)
         if found is None:
-            after = prefix.rstrip(b"\xff")
-            begin = bisect_left(self.sorted, prefix)
-            end = len(self.sorted)
-            if after:
-                end = bisect_left(self.sorted, after[:-1] + bytes([after[-1] + 1]), begin)
-            found = (begin, end)
+            found = self.bisected(prefix)
             remember(self._spans, prefix, found)
         return found
+
+    def bisected(self, prefix: bytes) -> tuple[int, int]:
+        """Return what `span` does without remembering it."""
+        after = prefix.rstrip(b"\xff")
+        begin = bisect_left(self.sorted, prefix)
+        if not after:
+            return begin, len(self.sorted)
+        return begin, bisect_left(self.sorted, after[:-1] + bytes([after[-1] + 1]), begin)
 
     def heads(self, text: bytes) -> tuple[int, ...]:
         """Return the ids whose piece is a beginning of `text` (bytes) but not all of it, shortest first."""
@@ -83,8 +86,8 @@ def neighbours(pieces: Collection[bytes]) -> NDArray[np.bool_]:
     return beside
 
 
-def remember(memory: dict[Any, Any], key: Any, answer: Any) -> None:
-    """Keep an answer; when there are too many (`MEMORY`), all are forgotten."""
-    if len(memory) >= MEMORY:
+def remember(memory: dict[Any, Any], key: Any, answer: Any, most: int = MEMORY) -> None:
+    """Keep an answer; when there are too many (`most`), all are forgotten."""
+    if len(memory) >= most:
         memory.clear()
     memory[key] = answer

@@ -73,7 +73,7 @@ class ByteVocabulary(BytePieces):
         self._sizes = [-1 if piece is None else len(piece) for piece in self.pieces]
         self._beside = [bytes(row) for row in self.beside]  # a look into bytes is ten times as fast
         self._canonical: dict[tuple[str, bytes], tuple[int, ...]] = {}
-        self._anchors: dict[tuple[str, int], str] = {}
+        self._anchors: dict[int, str | None] = {}
         self._openings: dict[str, tuple[int, ...]] = {}
         self._look()
         # What stands in front of the added tokens is truncation and padding, which come and go.
@@ -138,6 +138,32 @@ class ByteVocabulary(BytePieces):
             remember(self._canonical, key, found)
         return found
 
+    def canonical_all(self, segments: Sequence[tuple[bytes, str]]) -> list[tuple[int, ...]]:
+        """Return what `canonical` does of many (segment, before), tokenised at once, which is quicker."""
+        keys = [
+            (self._anchor(before, segment[0]) if len(before) == 1 and segment else before, segment)
+            for segment, before in segments
+        ]
+        known = self._canonical
+        new = [
+            key for key in dict.fromkeys(keys) if len(key[0]) == 1 and key[1] and key not in known
+        ]
+        texts = [before + segment.decode() for before, segment in new]
+        found: dict[tuple[str, bytes], tuple[int, ...]] = {}
+        for key, whole in zip(
+            new, self.core.encode_batch_fast(texts, add_special_tokens=False), strict=True
+        ):
+            ids, opening = tuple(whole.ids), self._open(key[0])
+            if ids[: len(opening)] == opening:
+                found[key] = ids[len(opening) :]
+                remember(known, key, found[key])
+        # What was remembered may have been forgotten to make room for what is new.
+        answers = (known.get(key, found.get(key)) for key in keys)
+        return [
+            self.canonical(segment, before) if answer is None else answer
+            for answer, (before, segment) in zip(answers, keys, strict=True)
+        ]
+
     def unwritten(self, before: str) -> bytes:
         """Return the space that begins a document (START) or a section (a special token's string), if there is one."""
         opens = self.opens_with_space if before == START else self.sections_open_with_space
@@ -179,23 +205,29 @@ class ByteVocabulary(BytePieces):
             first = text.encode()[0]
             anchors = [each for each in ANCHORS if not self._beside[each.encode()[-1]][first]]
         for anchor in anchors:
-            opening = self._openings.get(anchor)
-            if opening is None:
-                opening = self._openings[anchor] = self._encode(anchor)
+            opening = self._open(anchor)
             whole = self._encoding(anchor + text)
             # Only behind a prompt that is not tokenised as its text would be can the two have run together.
             if tuple(whole.ids[: len(opening)]) == opening:
                 return whole, len(opening), -len(anchor)
         return self._encoding(text), 0, 0
 
+    def _open(self, anchor: str) -> tuple[int, ...]:
+        """Return the ids of a character that text is put behind."""
+        if anchor not in self._openings:
+            self._openings[anchor] = self._encode(anchor)
+        return self._openings[anchor]
+
     def _anchor(self, before: str, first: int) -> str:
         """Return a character that serves as well as `before` in front of the byte `first`, to remember fewer texts."""
-        key = (before, first)
-        found = self._anchors.get(key)
-        if found is None:
+        return self.anchor(first) or before
+
+    def anchor(self, first: int) -> str | None:
+        """Return a character that no piece has in front of the byte `first`, if one is known."""
+        if first not in self._anchors:
             fitting = (c for c in ANCHORS if not self._beside[c.encode()[-1]][first])
-            found = self._anchors[key] = next(fitting, before)
-        return found
+            self._anchors[first] = next(fitting, None)
+        return self._anchors[first]
 
     def _encoding(self, text: str) -> Any:
         return self.core.encode(text, add_special_tokens=False)

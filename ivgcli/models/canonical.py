@@ -103,18 +103,30 @@ class Canonical:
 
     def append(self, more: bytes) -> int:
         """Add bytes to the response, and return how many leading ids are as they were."""
-        segment = self._grown(self._decoder.decode(more))
-        if segment is None:
-            return len(self.ids)
-        fresh = self._tokenised(segment, self.before)
-        kept = self.root + shared_prefix(self.ids[self.root :], fresh)
-        self.text[self.root_place :] = segment
-        self.ids[self.root :] = fresh
-        self.ends[self.root - self._first :] = [
-            self.root_place + end for end in self.vocabulary.ends(segment, self.before)
-        ]
+        apart = self._apart(more) if more else None
+        added = self._decoder.decode(more)
+        if apart is not None:
+            kept, before = len(self.ids), self.last
+            segment = self.vocabulary.normalised(added).encode()
+            self._replace_tail(kept, len(self.text), before, segment, apart)
+        else:
+            grown = self._grown(added)
+            if grown is None:
+                return len(self.ids)
+            fresh = self._tokenised(grown, self.before)
+            kept = self.root + shared_prefix(self.ids[self.root :], fresh)
+            self._replace_tail(self.root, self.root_place, self.before, grown, fresh)
         self._close()
         return kept
+
+    def _replace_tail(
+        self, count: int, place: int, before: str, segment: bytes, fresh: Sequence[int]
+    ) -> None:
+        """Put text and its ids behind the first `count` ids, which end at `place`."""
+        self.text[place:] = segment
+        self.ids[count:] = fresh
+        ends = self.vocabulary.ends(segment, before)
+        self.ends[count - self._first :] = [place + end for end in ends]
 
     def replace(self, response: bytes, current: bytes) -> int:
         """Make `response` of what was `current`, and return how many leading ids are as they were."""
@@ -131,32 +143,45 @@ class Canonical:
         Bytes of a character that is not whole are left out.
         """
         apart = self._apart(more)
-        if apart is not None:
-            return len(self.ids), apart
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.setstate(self._decoder.getstate())
-        segment = self._grown(decoder.decode(more))
+        return self.retokenised(more) if apart is None else (len(self.ids), apart)
+
+    def retokenised(self, more: bytes) -> tuple[int, tuple[int, ...]]:
+        """Return what `after` does by tokenising all text behind the last closed place."""
+        segment = self.grown(more)
         if segment is None:
             return len(self.ids), ()
         fresh = self._tokenised(segment, self.before)
         kept = shared_prefix(self.ids[self.root :], fresh)
         return self.root + kept, fresh[kept:]
 
+    def grown(self, more: bytes) -> bytes | None:
+        """Return what would stand behind the last closed place with more bytes; None if no character is added."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.setstate(self._decoder.getstate())
+        return self._grown(decoder.decode(more))
+
+    @property
+    def last(self) -> str:
+        """Return the text's last character if more may be tokenised apart from what stands before it; else nothing."""
+        # An unwritten space has no token of its own before there is something behind it.
+        if self.held or not self.ends or self.ends[-1] != len(self.text):
+            return ""
+        return self.text[-4:].decode(errors="ignore")[-1:]
+
     def _apart(self, more: bytes) -> tuple[int, ...] | None:
         """Return the ids of more bytes if they close the text behind which they stand; None if that is not so.
 
         Most candidates begin a word. Their ids are then remembered for all texts, and not for each word before them.
         """
-        last = self.text[-4:]
-        # An unwritten space has no token of its own before there is something behind it.
-        opening = not self.ends or self.ends[-1] != len(self.text)
-        if opening or not last or self.held or not self.vocabulary.closed(last + more, len(last)):
+        last = self.last
+        before = last.encode()
+        if not last or not self.vocabulary.closed(before + more, len(before)):
             return None
         try:
             added = self.vocabulary.normalised(more.decode()).encode()
         except UnicodeDecodeError:
             return None
-        return self._tokenised(added, last.decode(errors="ignore")[-1])
+        return self._tokenised(added, last)
 
     def copy(self) -> Canonical:
         """Return another one that goes on from here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from ivgcli.errors import ModelError
 from ivgcli.models.byte_vocabulary import ByteVocabulary
@@ -174,10 +174,12 @@ def _by_bytes(match: VocabularyMatch, ours: Side, theirs: Side) -> VocabularyMat
 _BUILT: WeakKeyDictionary[Any, dict[tuple[int, tuple[int, ...]], ByteVocabulary]] = (
     WeakKeyDictionary()
 )
+_KNOWN: WeakValueDictionary[str, ByteVocabulary] = WeakValueDictionary()
+"""By fingerprint: the two models of a pair come with a tokenizer each, and what is remembered of it serves both."""
 
 
 def byte_vocabulary(tokenizer: Any, eos: Sequence[int] = ()) -> ByteVocabulary:
-    """Return a tokenizer as a set of byte strings, built once for each tokenizer object.
+    """Return a tokenizer as a set of byte strings, the same object for all tokenizers that are alike.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
@@ -189,7 +191,8 @@ def byte_vocabulary(tokenizer: Any, eos: Sequence[int] = ()) -> ByteVocabulary:
     built = _BUILT.setdefault(tokenizer, {})
     key = (len(tokenizer), tuple(eos))  # tokens may be added to a tokenizer later
     if key not in built:
-        built[key] = ByteVocabulary(tokenizer, eos)
+        fresh = ByteVocabulary(tokenizer, eos)
+        built[key] = _KNOWN.setdefault(fresh.fingerprint, fresh)
     return built[key]
 
 

@@ -4,55 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ivgcli.values.lattice import Lattice, Questions
+from ivgcli.values.additions import Ints
 from ivgcli.values.prefixes import PrefixReader
-
-
-class Asked(NamedTuple):
-    """What one lattice wants to know; the same for every model that it stands for."""
-
-    steps: Questions
-    """The token into each node but the first, at its parent."""
-    covers: Questions
-    heads: Questions
-    tokens: np.ndarray
-    """(H,) the heads' ids."""
-    ends: np.ndarray
-    """(E,) nodes after which EOS ends the text."""
-
-
-def ask(
-    lattice: Lattice,
-    candidates: Sequence[tuple[int, bytes]],
-    text: int,
-    endings: Sequence[int] = (),
-    canonical: bool = False,
-) -> Asked:
-    """Return a lattice's questions.
-
-    Args:
-        lattice: of one row.
-        candidates: (number, bytes) pairs.
-        text: the number that stands for the text itself.
-        endings: the candidates that end the text, where it may end in any tokens; without them, only the trunk ends.
-        canonical: whether only canonical tokenisations count.
-    """
-    places = lattice.vocabulary.places
-    steps = Questions.of(
-        (0, node.parent, places.get(node.token, -1), places.get(node.token, -1) + 1)
-        for node in lattice.nodes[1:]
-    )
-    if canonical:
-        heads, tokens = lattice.led()
-    else:
-        heads, tokens = lattice.heads([*candidates, (text, b"")], endings)
-    covers = lattice.covers(candidates).joined(lattice.past(text))
-    ends = lattice.ends() if endings else np.array([lattice.end])
-    return Asked(steps, covers, heads, tokens, ends)
+from ivgcli.values.questions import Asked
 
 
 @dataclass
@@ -88,67 +47,46 @@ class Bounds:
 
 
 def bound(
-    reader: PrefixReader,
-    lattices: Sequence[Lattice],
-    asked: Sequence[Asked],
-    slots: Sequence[Sequence[int]],
-    endings: Sequence[Sequence[int]],
-    columns: int,
+    reader: PrefixReader, asked: Asked, slots: Sequence[Sequence[int]], ending: NDArray[np.bool_]
 ) -> Bounds:
     """Return the bounds of all candidates of R rows under one model, from the distributions that it keeps.
 
     Args:
         reader: of the model.
-        lattices: one for each row.
-        asked: their questions.
+        asked: the questions of the rows' lattices.
         slots: for each row, the number of every node's distribution.
-        endings: for each row, the candidates that end the text: EOS of the base.
-        columns: C + 1.
+        ending: (R, C) which candidates end the text: EOS of the base.
     """
-    tables = [np.asarray(each, dtype=np.int64) for each in slots]
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for lattice, questions, table in zip(lattices, asked, tables, strict=True):
-        # The unknown token and special ones have no place among the strings.
-        lost = questions.steps.begin < 0
-        begin = questions.steps.begin.copy()
-        begin[lost] = [reader.places[lattice.nodes[1 + at].token] for at in np.flatnonzero(lost)]
-        parts.append((table[questions.steps.node], begin, begin + 1))
-        for kind in (questions.covers, questions.heads):
-            parts.append((table[kind.node], kind.begin, kind.end))
-        for token in reader.vocabulary.eos:
-            place = np.full(len(questions.ends), reader.places[token])
-            parts.append((table[questions.ends], place, place + 1))
-    found = reader.probabilities(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    return _assembled(reader, lattices, asked, endings, columns, found)
+    table = np.fromiter(chain.from_iterable(slots), dtype=np.int64)
+    parents = np.array(asked.parents, dtype=np.int64)
+    steps = np.flatnonzero(parents >= 0)
+    # Of a trunk's token: the unknown token and special ones stand last in byte order.
+    step = reader.places[np.array(asked.tokens, dtype=np.int64)[steps]]
+    covers, heads = asked.covers, asked.heads
+    rows, ends = asked.ends.T
+    eos = [np.full(len(ends), reader.places[token]) for token in reader.vocabulary.eos]
+    nodes = [parents[steps], covers.node, heads.node, *(ends for _ in eos)]
+    begins = [step, covers.begin, heads.begin, *eos]
+    ended = [step + 1, covers.end, heads.end, *(place + 1 for place in eos)]
+    found = reader.probabilities(
+        table[np.concatenate(nodes)], np.concatenate(begins), np.concatenate(ended)
+    )
+    parts = np.split(found, np.cumsum([len(each) for each in nodes])[:-1])
+    weights = _weights(asked.parents, steps, parts[0])
+    size, shape = ending.size + len(ending), (len(ending), ending.shape[1] + 1)
+    lower = np.bincount(covers.cell, parts[1] * weights[covers.node], size).reshape(shape)
+    over = sum(parts[3:], np.zeros(len(ends))) * weights[ends]
+    lower[:, :-1] += ending * np.bincount(rows, over, len(ending))[:, None]
+    masses = parts[2] * weights[heads.node]
+    owners = heads.cell // shape[1]
+    return Bounds(lower, heads.cell, heads.node - asked.offsets[owners], asked.ids, masses)
 
 
-def _assembled(
-    reader: PrefixReader,
-    lattices: Sequence[Lattice],
-    asked: Sequence[Asked],
-    endings: Sequence[Sequence[int]],
-    columns: int,
-    found: np.ndarray,
-) -> Bounds:
-    """Weigh what was found by the probability of the path to each node."""
-    lower = np.zeros((len(lattices), columns))
-    kept: list[tuple[np.ndarray, ...]] = []
-    at = 0
-    for row, (lattice, questions) in enumerate(zip(lattices, asked, strict=True)):
-        weights = np.ones(len(lattice.nodes))
-        for number, node in enumerate(lattice.nodes[1:], 1):
-            weights[number] = weights[node.parent] * found[at + number - 1]
-        at += len(questions.steps.node)
-        covers, heads = questions.covers, questions.heads
-        masses = found[at : at + len(covers.node)] * weights[covers.node]
-        lower[row] += np.bincount(covers.candidate, masses, columns)
-        at += len(covers.node)
-        masses = found[at : at + len(heads.node)] * weights[heads.node]
-        at += len(heads.node)
-        kept.append((row * columns + heads.candidate, heads.node, questions.tokens, masses))
-        count = len(questions.ends)
-        for _ in reader.vocabulary.eos:
-            chances = found[at : at + count]
-            lower[row, list(endings[row])] += float(chances @ weights[questions.ends])
-            at += count
-    return Bounds(lower, *(np.concatenate(column) for column in zip(*kept, strict=True)))
+def _weights(
+    parents: Sequence[int], steps: Ints, found: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the probability (N,) of the path to each node; parents come before their children."""
+    weights = [1.0] * len(parents)
+    for node, chance in zip(steps.tolist(), found.tolist(), strict=True):
+        weights[node] = weights[parents[node]] * chance
+    return np.array(weights)

@@ -40,11 +40,13 @@ class Coverage:
     """
 
     def __init__(self, base: ByteVocabulary, guide: ByteVocabulary) -> None:
-        shared = [
-            token in base.eos or (piece is not None and piece in guide.ids)
+        self._outside = [
+            token
             for token, piece in enumerate(base.pieces)
+            if token not in base.eos and (piece is None or piece not in guide.ids)
         ]
-        self._shared = torch.tensor(shared)
+        self._index: Tensor | None = None
+        """The same, of those that the base's head has, where its log-probabilities are."""
         self.rows: list[Tally] = []
 
     def resize(self, rows: int) -> None:
@@ -65,10 +67,17 @@ class Coverage:
         self.rows[row].followed += 1
         self.rows[row].aligned += aligned
 
+    def outside(self, logprobs: Tensor) -> Tensor:
+        """Return the base's probability (B,) of strings that the guide has no token for, from log-probabilities."""
+        if self._index is None or self._index.device != logprobs.device:
+            within = [token for token in self._outside if token < logprobs.shape[1]]
+            self._index = torch.tensor(within, dtype=torch.int64, device=logprobs.device)
+        return logprobs.index_select(1, self._index).exp().sum(-1)
+
     def value(
         self,
         rows: Sequence[int],
-        logprobs: Tensor,
+        outside: Sequence[float],
         weights: np.ndarray,
         widths: np.ndarray,
         passes: Sequence[int],
@@ -77,16 +86,13 @@ class Coverage:
 
         Args:
             rows: B rows.
-            logprobs: (B, V) the base's log-probabilities.
+            outside: (B,) from the method of that name.
             weights: (B, C) its probabilities of the candidates.
             widths: (B, C) nats between the bounds of each candidate's value.
             passes: (B,) further passes that each row took part in.
         """
-        width = min(logprobs.shape[1], len(self._shared))
-        outside = torch.nonzero(~self._shared[:width])[:, 0].to(logprobs.device)
-        mass = logprobs.index_select(1, outside).exp().sum(-1).tolist()
         mean = (weights * np.minimum(widths, WIDEST)).sum(-1) / np.maximum(weights.sum(-1), 1e-30)
-        for row, beyond, nats, count in zip(rows, mass, mean.tolist(), passes, strict=True):
+        for row, beyond, nats, count in zip(rows, outside, mean.tolist(), passes, strict=True):
             tally = self.rows[row]
             tally.steps += 1
             tally.outside += beyond

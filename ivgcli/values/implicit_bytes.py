@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
-from ivgcli.models.canonical import Canonical
+from ivgcli.models.continued import Continued
 from ivgcli.models.retokenised import shared_prefix
 from ivgcli.models.streams import Branches, Stream, read_all
 from ivgcli.models.text import ANCHOR
 from ivgcli.values import Row, require_finite
-from ivgcli.values.bounds import Bounds, ask, bound
+from ivgcli.values.additions import Additions, Ints, Ranges
+from ivgcli.values.bounds import Bounds
 from ivgcli.values.coverage import Coverage
-from ivgcli.values.forks import Fork, branches
-from ivgcli.values.openings import canonical_opening
+from ivgcli.values.forks import Fork
+from ivgcli.values.narrowing import narrow, widths
+from ivgcli.values.plan import Plan
 from ivgcli.values.precision import Precision
 from ivgcli.values.prefixes import PrefixReader
-
-ROUNDS = 100
-"""Rounds of further passes in one step, at most; each goes one token deeper."""
 
 
 class ByteImplicitValue:
@@ -67,6 +67,9 @@ class ByteImplicitValue:
             PrefixReader(stream, vocabulary)
             for stream, vocabulary in zip((tuned, reference), vocabularies, strict=True)
         ]
+        self.additions = Additions(base.pieces, base.opens_with_space)
+        self.ranges = {each: Ranges(self.additions, each) for each in {*vocabularies}}
+        self.continued = {each: Continued(self.additions.pieces, each) for each in self.ranges}
         self.coverage = Coverage(base, vocabularies[0])
         self.resize(tuned.slots)
 
@@ -90,10 +93,11 @@ class ByteImplicitValue:
 
     def start(self, row: int, state: Row) -> None:
         """Begin with the prompt in the pair's own tokens."""
-        prompt = state.prompt
+        prompt, text = state.prompt, None
         for reader in self.readers:
             form = reader.stream.prompts
-            reader.start(row, form.encode(prompt.text, prompt.messages, prompt.id))
+            reader.start(row, form.encode(prompt.text, prompt.messages, prompt.id), text)
+            text = reader.texts[row]
         self._written[row] = b""
         self._tokens[row] = 0
         bare = not self.base.text(state.prompt_ids[-ANCHOR:])
@@ -104,7 +108,10 @@ class ByteImplicitValue:
         """Copy what is known of rows."""
         for reader in self.readers:
             reader.copy(targets, sources)
+        tuned, reference = (reader.texts for reader in self.readers)
         for target, source in zip(targets, sources, strict=True):
+            if tuned[source] is reference[source]:
+                reference[target] = tuned[target]
             self._written[target] = self._written[source]
             self._tokens[target] = self._tokens[source]
             self._opening[target] = self._opening[source]
@@ -145,23 +152,18 @@ class ByteImplicitValue:
         if candidates is None or logprobs is None:
             raise AssertionError("guidance in bytes values candidates of the base")
         self._follow(rows, states)
-        weights = logprobs.gather(1, candidates).exp().double().cpu().numpy()
-        forks = [
-            Fork(row, choices, self.base, self.readers, self._opening[row])
-            for row, choices in zip(rows, candidates.tolist(), strict=True)
-        ]
-        for fork, chances in zip(forks, weights, strict=True):
-            fork.look_ahead(chances, self.precision.mass)
-        tails = self._tails(forks)
+        chances = logprobs.gather(1, candidates).exp()
+        outside = self.coverage.outside(logprobs)[:, None]
+        ids, weights, beyond = _downloaded(candidates, chances, outside)
+        plan = self._plan(rows, ids.astype(np.int64))
+        plan.look_ahead(self.continued, weights)
+        tails = plan.tails()
         self._read(rows, tails)
-        for side, (reader, tail) in enumerate(zip(self.readers, tails, strict=True)):
-            first = reader.look_beyond(tail)
-            for fork in forks:
-                first = fork.number(side, first)
-        bounds = self._bounds(forks)
-        passes = self._narrow(forks, bounds, weights)
-        values, widths = self._differences(forks, bounds)
-        self.coverage.value(rows, logprobs, weights, widths[:, :-1], passes)
+        plan.keep(tails)
+        bounds = plan.bounds()
+        passes = narrow(plan, bounds, weights)
+        values, nats = _differences(plan, bounds)
+        self.coverage.value(rows, beyond[:, 0].tolist(), weights, nats[:, :-1], passes)
         return torch.from_numpy(values).float().to(candidates.device)
 
     def _follow(self, rows: Sequence[int], states: Sequence[Row]) -> None:
@@ -178,13 +180,14 @@ class ByteImplicitValue:
             self._tokens[row] = len(state.tokens)
             if response == current:
                 continue
-            for place, reader in enumerate(self.readers):
-                text = reader.texts[row]
-                known, held = len(text.ids), text.held
-                kept = text.replace(response, current)
-                reader.shorten(row, kept)
-                if place == 0:
-                    self.coverage.follow(row, kept >= known and not held)
+            tuned, reference = (reader.texts[row] for reader in self.readers)
+            known, held = len(tuned.ids), tuned.held
+            kept = tuned.replace(response, current)
+            self.coverage.follow(row, kept >= known and not held)
+            self.readers[0].shorten(row, kept)
+            if reference is not tuned:
+                kept = reference.replace(response, current)
+            self.readers[1].shorten(row, kept)
             self._written[row] = response
 
     def _read(self, rows: Sequence[int], tails: Sequence[Branches]) -> None:
@@ -194,135 +197,36 @@ class ByteImplicitValue:
         for reader, (reading, again) in zip(self.readers, asked, strict=True):
             reader.settle(rows, reading, again)
 
-    def _tails(self, forks: Sequence[Fork]) -> list[Branches]:
-        """Return what has to be read for the nodes without a distribution, for each model."""
-        return [branches(side, reader, forks) for side, reader in enumerate(self.readers)]
-
-    def _bounds(self, forks: Sequence[Fork]) -> list[Bounds]:
-        """Return each model's bounds of all candidates."""
-        columns = forks[0].columns
-        canonical = self.precision.tokenisations == "canonical"
-        asked = [
-            {
-                id(each): ask(
-                    each,
-                    fork.candidates,
-                    columns - 1,
-                    () if canonical else fork.endings,
-                    canonical,
-                )
-                for each in fork.lattices
-            }
-            for fork in forks
-        ]
-        return [
-            bound(
-                reader,
-                [fork.lattices[side] for fork in forks],
-                [known[id(fork.lattices[side])] for known, fork in zip(asked, forks, strict=True)],
-                [fork.slots[side] for fork in forks],
-                [fork.endings for fork in forks],
-                columns,
-            )
-            for side, reader in enumerate(self.readers)
-        ]
-
-    def _narrow(self, forks: list[Fork], bounds: list[Bounds], weights: np.ndarray) -> list[int]:
-        """Spend further passes until little enough of the base's probability is uncertain; return each row's number."""
-        exact = self.precision.width == 0
-        chances = np.concatenate([weights, np.full((len(forks), 1), float(exact))], axis=1)
-        passes = [0] * len(forks)
-        for _ in range(ROUNDS):
-            uncertain = _widths(bounds) > self.precision.width
-            wide = (chances * uncertain).sum(-1) > self.precision.mass
-            if not wide.any():
-                break
-            found = {
-                number: self._grow(forks[number], number, uncertain[number], bounds)
-                for number in np.flatnonzero(wide).tolist()
-            }
-            grown = [number for number, (new, _) in found.items() if new]
-            ruled = any(out for _, out in found.values())
-            if not grown:
-                if not ruled:
-                    break
-                continue
-            some = [forks[number] for number in grown]
-            tails = self._tails(some)
-            read_all([], tails)
-            for side, (reader, tail) in enumerate(zip(self.readers, tails, strict=True)):
-                first = reader.look_further(tail)
-                for fork in some:
-                    first = fork.number(side, first)
-            for mine, other in zip(bounds, self._bounds(some), strict=True):
-                mine.patch(grown, other)
-            for number in grown:
-                passes[number] += 1
-        return passes
-
-    def _grow(
-        self, fork: Fork, number: int, uncertain: np.ndarray, bounds: Sequence[Bounds]
-    ) -> tuple[bool, bool]:
-        """Give nodes to what the uncertain candidates of one row may still go through; return whether any are new."""
-        before, out = fork.nodes, False
-        for side, found in enumerate(bounds):
-            lattice, text = fork.lattices[side], self.readers[side].texts[fork.row]
-            gap = found.gap()[number]
-            for at in np.flatnonzero(found.places // fork.columns == number).tolist():
-                column = int(found.places[at]) % fork.columns
-                share = 0.1 * gap[column] if self.precision.width else 0.0
-                if not uncertain[column] or found.masses[at] <= share:
-                    continue
-                node, token = int(found.nodes[at]), int(found.tokens[at])
-                candidate = fork.bytes_of(column)
-                if self.precision.tokenisations == "possible" and not _possible(
-                    fork, side, text, node, token, candidate
-                ):
-                    found.masses[at], out = 0.0, True
-                    rest = lattice.rest(node, candidate) or b""
-                    lattice.excluded.add((node, token, rest))
-                else:
-                    lattice.grow(node, token, candidate)
-        return fork.nodes > before, out
-
-    def _differences(
-        self, forks: Sequence[Fork], bounds: Sequence[Bounds]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values (R, C), midpoints of the bounds, and the nats between bounds (R, C + 1)."""
-        logs = []
-        for found in bounds:
-            middle = found.lower + 0.5 * found.gap()
-            # Running sums in float64 know nothing of less than this share of the text's own probability.
-            least = np.maximum(1e-16 * middle[:, -1:], 1e-300)
-            logs.append(np.log(np.maximum(middle, least)))
-        ratio = logs[0] - logs[1]
-        values = ratio[:, :-1] - ratio[:, -1:]
-        for row, fork in enumerate(forks):
-            mute = np.ones(fork.columns - 1, dtype=bool)
-            mute[[number for number, _ in fork.candidates]] = False
-            mute[fork.endings] = False
-            values[row, mute] = 0.0
-        return values, _widths(bounds)
+    def _plan(self, rows: Sequence[int], ids: Ints) -> Plan:
+        """Return the plan of a step for these rows and their candidates (R, C)."""
+        return Plan(
+            self.readers,
+            self.additions,
+            self.ranges,
+            self.precision,
+            [Fork(row, self.readers) for row in rows],
+            self.additions.numbers(ids, [self._opening[row] for row in rows]),
+            np.isin(ids, list(self.base.eos)),
+        )
 
 
-def _possible(
-    fork: Fork, side: int, text: Canonical, node: int, token: int, candidate: bytes
-) -> bool:
-    """Return whether a canonical tokenisation can go through `token` after `node` on its way to a candidate."""
-    lattice = fork.lattices[side]
-    piece = lattice.vocabulary.pieces[token] or b""
-    rest = (lattice.rest(node, candidate) or b"")[len(piece) :]
-    path = [*text.ids[text.root : fork.begins[side]], *lattice.path(node), token]
-    whole = bytes(text.text[text.root_place :]) + text.held + candidate
-    return canonical_opening(lattice.vocabulary, text.before, whole, path, rest)
+def _downloaded(*columns: Tensor) -> list[NDArray[np.float64]]:
+    """Return tables of equal height in host memory as float64, brought there together."""
+    table = torch.cat([column.double() for column in columns], dim=1).cpu().numpy()
+    return np.split(table, np.cumsum([column.shape[1] for column in columns])[:-1], axis=1)
 
 
-def _widths(bounds: Sequence[Bounds]) -> np.ndarray:
-    """Return the nats (R, C + 1) between the bounds of log-ratios; 0 where a model gives no probability at all."""
-    total = 0.0
+def _differences(
+    plan: Plan, bounds: Sequence[Bounds]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the values (R, C), midpoints of the bounds, and the nats between bounds (R, C + 1)."""
+    logs = []
     for found in bounds:
-        gap = found.gap()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            nats = np.log1p(gap / found.lower)
-        total = total + np.where(gap > 0, nats, 0.0)
-    return total
+        middle = found.lower + 0.5 * found.gap()
+        # Running sums in float64 know nothing of less than this share of the text's own probability.
+        least = np.maximum(1e-16 * middle[:, -1:], 1e-300)
+        logs.append(np.log(np.maximum(middle, least)))
+    ratio = logs[0] - logs[1]
+    values = ratio[:, :-1] - ratio[:, -1:]
+    values[~(plan.written | plan.ending)] = 0.0
+    return values, widths(bounds)

@@ -9,16 +9,16 @@ between a lower and an upper bound.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 
+Tokens = tuple[int, ...]
 
-@dataclass
+
+@dataclass(slots=True)
 class Node:
     """A path's beginning: what has been read up to some byte place."""
 
@@ -34,27 +34,18 @@ class Node:
     """Node numbers by token."""
 
 
-class Questions(NamedTuple):
-    """What has to be looked up in distributions, as parallel arrays."""
+class Lead(NamedTuple):
+    """Where the canonical tokenisation of the text with a candidate goes on unread."""
 
-    candidate: np.ndarray
-    """(Q,) int64 number of the candidate."""
-    node: np.ndarray
-    """(Q,) int64 number of the node."""
-    begin: np.ndarray
-    """(Q,) int64 first place of a range in byte order."""
-    end: np.ndarray
-    """(Q,) int64 the place behind its last; −1: all there is, tokens without text included."""
-
-    @classmethod
-    def of(cls, found: Iterable[tuple[int, int, int, int]]) -> Questions:
-        """Return questions from their rows."""
-        table = np.array(list(found), dtype=np.int64).reshape(-1, 4)
-        return cls(*(table[:, column] for column in range(4)))
-
-    def joined(self, other: Questions) -> Questions:
-        """Return these questions and those."""
-        return Questions(*(np.concatenate(both) for both in zip(self, other, strict=True)))
+    column: int
+    """Of the candidate."""
+    node: int
+    token: int
+    """What comes after the node."""
+    kept: int
+    """The node behind the tokens that text and candidate share with the text."""
+    tail: Tokens
+    """All tokens behind it."""
 
 
 class Lattice:
@@ -80,8 +71,8 @@ class Lattice:
             self._add(len(self.nodes) - 1, token, rest, b"")
         self.excluded: set[tuple[int, int, bytes]] = set()
         """(node, token, rest of the candidate before it) of what no model would write."""
-        self.leads: list[tuple[int, int, int]] = []
-        """(candidate, node, token) where the canonical tokenisation of the text with a candidate goes on unread."""
+        self.leads: list[Lead] = []
+        """Of candidates that nothing has been read ahead for."""
         self.end = len(self.nodes) - 1
         """Number of the node at the end of the text (of its whole characters)."""
 
@@ -125,67 +116,73 @@ class Lattice:
             return candidate[len(node.ahead) :]
         return None
 
-    def covers(self, candidates: Sequence[tuple[int, bytes]]) -> Questions:
-        """Return the ranges of all tokens that cover what is left to each candidate, from every node that leads there.
+    def lead(self, column: int, kept: int, tail: Tokens, candidate: bytes) -> Lead | None:
+        """Return where a candidate's canonical tokenisation leaves the nodes; None if it covers it before that.
 
         Args:
-            candidates: (number, bytes) pairs.
+            column: the candidate's.
+            kept: number of a node.
+            tail: the tokens behind it.
+            candidate: the candidate's bytes.
         """
-        span = self.vocabulary.span
-        found: list[tuple[int, int, int, int]] = []
-        for number in range(len(self.nodes)):
-            for candidate, text in candidates:
-                rest = self.rest(number, text)
-                if rest is None:
-                    continue
-                begin, end = span(rest)
-                if begin < end:
-                    found.append((candidate, number, begin, end))
-        return Questions.of(found)
+        node = kept
+        for token in tail:
+            if not self._inside(node, token, candidate):
+                return None
+            known = self.nodes[node].children.get(token)
+            if known is None:
+                return Lead(column, node, token, kept, tail)
+            node = known
+        return None
 
-    def past(self, text: int) -> Questions:
-        """Return the ranges of all tokens that run past the end of the text itself, as candidate number `text`.
+    def follow(self, lead: Lead, candidate: bytes) -> None:
+        """Make nodes along the tokens of a lead, up to the one that covers the candidate."""
+        node = lead.kept
+        for token in lead.tail:
+            if not self._inside(node, token, candidate):
+                return
+            node = self.grow(node, token, candidate)
+
+    def _inside(self, number: int, token: int, candidate: bytes) -> bool:
+        """Return whether a token at a node ends inside what is left to a candidate there."""
+        rest, piece = self.rest(number, candidate), self.vocabulary.pieces[token]
+        if not rest or not piece:
+            return False
+        return len(piece) < len(rest) and rest.startswith(piece)
+
+    def past(self, node: Node) -> list[tuple[int, int]]:
+        """Return the ranges of all tokens that run past the end of the text from a node before it.
 
         A token that ends there and has a node is left out: whatever follows it counts at that node.
         """
         vocabulary = self.vocabulary
-        found: list[tuple[int, int, int, int]] = []
-        for number, node in enumerate(self.nodes):
-            if node.ahead:
-                continue
-            if not node.back:
-                found.append((text, number, 0, -1))
-                continue
-            begin, end = vocabulary.span(node.back)
-            within = (vocabulary.places[token] for token, child in node.children.items()
-                      if not self.nodes[child].back and not self.nodes[child].ahead)  # fmt: skip
-            for place in sorted(within):
-                found.append((text, number, begin, place))
-                begin = place + 1
-            found.append((text, number, begin, end))
-        return Questions.of(found)
-
-    def led(self) -> tuple[Questions, np.ndarray]:
-        """Return the tokens of `leads` that have no node, and their ids (Q,)."""
-        places = self.vocabulary.places
-        left = [lead for lead in self.leads if lead[2] not in self.nodes[lead[1]].children]
-        found = ((each, node, places[token], places[token] + 1) for each, node, token in left)
-        return Questions.of(found), np.array([token for _, _, token in left], dtype=np.int64)
+        begin, end = vocabulary.span(node.back)
+        # The unknown token is not among those that begin with these bytes, wherever it ends.
+        within = [
+            vocabulary.places[token]
+            for token, child in node.children.items()
+            if not (self.nodes[child].back or self.nodes[child].ahead)
+            and token in vocabulary.places
+        ]
+        found = []
+        for place in sorted(within):
+            found.append((begin, place))
+            begin = place + 1
+        return [*found, (begin, end)]
 
     def heads(
         self, candidates: Sequence[tuple[int, bytes]], endings: Sequence[int] = ()
-    ) -> tuple[Questions, np.ndarray]:
-        """Return the tokens that end inside what is left to each candidate and have no node, and their ids (Q,).
+    ) -> list[tuple[int, int, int]]:
+        """Return (number, node, token) of the tokens that end inside what is left to a candidate and have no node.
 
         Args:
             candidates: (number, bytes) pairs.
             endings: numbers of candidates that end the text: for them a token may also end where the text does.
         """
-        places, ids, excluded = self.vocabulary.places, self.vocabulary.ids, self.excluded
+        ids, excluded = self.vocabulary.ids, self.excluded
         wanted = [*candidates, *((number, b"") for number in endings)]
         ended = set(endings)
-        found: list[tuple[int, int, int, int]] = []
-        tokens: list[int] = []
+        found: list[tuple[int, int, int]] = []
         for number, node in enumerate(self.nodes):
             for candidate, text in wanted:
                 rest = self.rest(number, text)
@@ -194,11 +191,9 @@ class Lattice:
                 last = ids.get(rest, ()) if candidate in ended else ()
                 for token in (*self.vocabulary.heads(rest), *last):
                     if token not in node.children and (number, token, rest) not in excluded:
-                        found.append((candidate, number, places[token], places[token] + 1))
-                        tokens.append(token)
-        return Questions.of(found), np.array(tokens, dtype=np.int64)
+                        found.append((candidate, number, token))
+        return found
 
-    def ends(self) -> np.ndarray:
-        """Return the nodes (E,) that stand exactly at the end of the text, half a character included."""
-        at_end = [number for number, node in enumerate(self.nodes) if not (node.back or node.ahead)]
-        return np.array(at_end, dtype=np.int64)
+    def ends(self) -> list[int]:
+        """Return the nodes that stand exactly at the end of the text, half a character included."""
+        return [number for number, node in enumerate(self.nodes) if not (node.back or node.ahead)]

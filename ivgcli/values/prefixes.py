@@ -73,9 +73,17 @@ class PrefixReader:
         self._states: Tensor | None = None
         self.stream.bytes_per_row = distribution_bytes(self.width)
 
-    def start(self, row: int, prompt_ids: Sequence[int]) -> None:
-        """Begin a row whose prompt the stream has read."""
-        self.texts[row] = Canonical(self.vocabulary, prompt_ids)
+    def start(self, row: int, prompt_ids: Sequence[int], like: Canonical | None = None) -> None:
+        """Begin a row whose prompt the stream has read.
+
+        Args:
+            row: its number.
+            prompt_ids: the prompt.
+            like: another reader's text of the row, which is shared where it has the same tokens.
+        """
+        same = like is not None and like.vocabulary is self.vocabulary
+        shared = same and like.prompt_ids == list(prompt_ids)
+        self.texts[row] = like if shared else Canonical(self.vocabulary, prompt_ids)
         self.logprobs[row] = [0.0] * len(prompt_ids)
         self.spans[row] = (0, -1)
         self._fresh[row] = True
@@ -234,8 +242,9 @@ class PrefixReader:
             self._states[to] = hidden[part][of]
             places = torch.from_numpy(self.places[np.maximum(following[part], 0)]).to(device)
             row = torch.arange(len(slots), device=device)
-            picked = sums[row, places + 1] - sums[row, places]
-            found = picked.log().tolist()
+            picked = (sums[row, places + 1] - sums[row, places]).cpu().numpy()
+            with np.errstate(divide="ignore"):
+                found = np.log(picked).tolist()
             tiny = (picked <= SMALLEST).tolist()
             small = [
                 place for place, token in enumerate(following[part]) if token >= 0 and tiny[place]
@@ -311,15 +320,17 @@ class PrefixReader:
         """
         ends = np.where(ends < 0, self.width, ends)
         beyond = slots >= len(self._table)
-        found = np.empty(len(slots))
+        where = np.stack([begins, ends]) + slots * (self.width + 1)
+        parts = []
         for table, chosen, shift in (
             (self._table, ~beyond, 0),
             (self._beyond, beyond, len(self._table)),
         ):
             if chosen.any():
-                at = torch.from_numpy((slots[chosen] - shift) * (self.width + 1)).to(table.device)
-                flat = table.view(-1)
-                upper = flat[at + torch.from_numpy(ends[chosen]).to(table.device)]
-                lower = flat[at + torch.from_numpy(begins[chosen]).to(table.device)]
-                found[chosen] = (upper - lower).cpu().numpy()
+                at = torch.from_numpy(where[:, chosen] - shift * (self.width + 1))
+                lower, upper = table.view(-1)[at.to(table.device)]
+                parts.append(upper - lower)
+        found = np.empty(len(slots))
+        order = np.concatenate([np.flatnonzero(~beyond), np.flatnonzero(beyond)])
+        found[order] = torch.cat(parts).cpu().numpy() if parts else 0.0
         return found

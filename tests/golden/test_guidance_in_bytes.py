@@ -210,10 +210,10 @@ class Recorded(Coverage):
 
     widths: np.ndarray
 
-    def value(self, rows, logprobs, weights, widths, passes) -> None:
+    def value(self, rows, outside, weights, widths, passes) -> None:
         """Keep and count."""
         self.widths = widths
-        super().value(rows, logprobs, weights, widths, passes)
+        super().value(rows, outside, weights, widths, passes)
 
 
 @pytest.mark.parametrize("precision", [(9.0, 1.0), (1.0, 0.1), (0.5, 0.02), (0.1, 0.0)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
+from ivgcli.models.failures import RowFailure
 from ivgcli.values import Row
 from ivgcli.values.coverage import WIDEST, summed
 from tests.oracles_bytes import END, STOP, Rows, sums, toy
@@ -244,9 +246,9 @@ def test_narrowing_goes_on_until_little_enough_is_uncertain():
     rows = Rows(("bytes", 1), ("unigram", 2, 3), [PROMPTS[0]], (0.3, 0.05, "all"))
     count = rows.value.coverage.value
 
-    def value(rows_, logprobs, weights, widths, passes) -> None:
+    def value(rows_, outside, weights, widths, passes) -> None:
         seen.append(float((weights * (widths > 0.3)).sum()))
-        count(rows_, logprobs, weights, widths, passes)
+        count(rows_, outside, weights, widths, passes)
 
     rows.value.coverage.value = value
     for token in random_tokens("bytes", 8, 8):
@@ -348,3 +350,62 @@ def test_a_row_may_have_text_before_it_is_asked_for_the_first_time():
         state.tokens = spell("pieces", "ab")
     np.testing.assert_allclose(*rows.next_values([0, 1]), atol=CLOSE)
     assert np.abs(rows.next_values([1])).max() > 0.1
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_logit_that_is_not_finite_names_the_network_and_the_row(number, side, forbid):
+    """The sentence is that of a pair with the base's own tokenizer."""
+    rows = Rows(("bytes", 1), ("pieces", 2, 3), PROMPTS, DEFAULT)
+    rows.next_values([0, 1, 2])
+    forbid(rows, side, [7], number)
+    rows.states[1].tokens = spell("bytes", "b")
+    name = re.escape(rows.streams[side].network.name)
+    with pytest.raises(
+        RowFailure,
+        match=f"^{name}: gave a number that is not finite → check it; a network may need",
+    ) as caught:
+        rows.next_values([1])
+    assert caught.value.rows == [1]
+
+
+def test_what_a_step_brings_from_the_device_does_not_grow_with_rows_or_candidates(monkeypatch):
+    """Each of them waits for the device: candidates with their weights once, and of each model the first token's
+    probability, whether its distributions are finite, the next tokens' and all questions."""
+    brought = 0
+
+    def counted(name: str) -> None:
+        plain = getattr(torch.Tensor, name)
+
+        def bring(tensor: torch.Tensor, *given):
+            nonlocal brought
+            brought += 1
+            return plain(tensor, *given)
+
+        monkeypatch.setattr(torch.Tensor, name, bring)
+
+    rows = Rows(("bytes", 1), ("pieces", 2, 3), PROMPTS, LOOSE)
+    rows.next_values([0, 1, 2])
+    for name in ("cpu", "tolist", "item", "__bool__"):
+        counted(name)
+    for asked, choices in (([0], [5, 6, END, STOP]), ([1, 2], None), ([0, 1, 2], None)):
+        for row in asked:
+            rows.states[row].tokens += spell("bytes", "ca")
+        brought = 0
+        rows.next_values(asked, choices)
+        assert brought == 1 + 2 * 4
+
+
+def test_the_two_models_of_a_pair_share_text_and_questions():
+    """Each network comes with a tokenizer of its own; what is alike is planned once."""
+    rows = Rows(("bytes", 1), ("pieces", 2, 3), PROMPTS, DEFAULT)
+    rows.next_values([0, 1, 2])
+    with torch.inference_mode():
+        for follower in (*rows.streams, rows.value):
+            follower.copy([1], [0])
+    tuned, reference = rows.value.readers
+    assert tuned.stream.network is not reference.stream.network
+    assert tuned.vocabulary is reference.vocabulary
+    for row in range(3):
+        assert tuned.texts[row] is reference.texts[row]
+    assert tuned.texts[1] is not tuned.texts[0]

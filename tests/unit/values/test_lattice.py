@@ -10,10 +10,13 @@ import pytest
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
-from ivgcli.values.bounds import Bounds, ask, bound
+from ivgcli.values.additions import Additions, Ranges
+from ivgcli.values.bounds import Bounds, bound
 from ivgcli.values.lattice import Lattice
 from ivgcli.values.openings import canonical_opening
+from ivgcli.values.questions import ask
 from tests.oracles_bytes import END, STOP, toy
+from tests.real_tokenizers import vocabulary as named_vocabulary
 
 CASES = 10_000
 ROWS = 8
@@ -122,17 +125,22 @@ def case(model: Model, random: np.random.Generator, number: int, count: int) -> 
 
 def bounded(model: Model, cases: list[Case]) -> Bounds:
     """Return the bounds of several rows at once; those with fewer candidates have empty columns before the last."""
-    columns = max(len(each.pieces) for each in cases) + 2
-    asked = [
-        ask(each.lattice, list(enumerate(each.pieces)), columns - 1, [each.ending])
-        for each in cases
-    ]
+    known = Additions([piece for each in cases for piece in each.pieces])
+    width = max(len(each.pieces) for each in cases) + 1
+    numbers = np.full((len(cases), width), known.size - 1)
+    ending = np.zeros(numbers.shape, dtype=bool)
+    first = 0
+    for row, each in enumerate(cases):
+        numbers[row, : len(each.pieces)] = range(first, first + len(each.pieces))
+        ending[row, each.ending] = True
+        first += len(each.pieces)
     slots = [
         [model.slot(each.path(node)) for node in range(len(each.lattice.nodes))] for each in cases
     ]
     lattices = [each.lattice for each in cases]
     endings = [[each.ending] for each in cases]
-    return bound(model, lattices, asked, slots, endings, columns)
+    asked = ask(lattices, Ranges(known, model.vocabulary), numbers, endings)
+    return bound(model, asked, slots, ending)
 
 
 def check(cases: list[Case], found: Bounds) -> int:
@@ -190,12 +198,14 @@ def test_with_a_node_for_everything_the_bounds_meet_at_the_sum(name):
         np.testing.assert_allclose(found.lower[row, use], each.truth, rtol=1e-9, atol=EXACT)
 
 
-def test_without_endings_only_the_trunk_ends_the_text():
+def test_among_canonical_tokenisations_only_the_trunk_ends_the_text():
     """The last of a, b after a context: EOS behind the trunk's tokens a, b and not behind the one token ab."""
     model = Model("bytes", 3)
     lattice = Lattice(model.vocabulary, [4, 5], [b"ab", b"b", b""])
     slots = [[model.slot(path) for path in ((7,), (7, 4), (7, 4, 5))]]
-    found = bound(model, [lattice], [ask(lattice, [], 1)], slots, [[0]], 2)
+    ranges = Ranges(Additions([b"c", None]), model.vocabulary)
+    asked = ask([lattice], ranges, np.array([[1]]), [[0]], canonical=True)
+    found = bound(model, asked, slots, np.array([[True]]))
     chances = [model.chances(path) for path in ((7,), (7, 4), (7, 4, 5))]
     expected = chances[0][4] * chances[1][5] * (chances[2][END] + chances[2][STOP])
     assert found.lower[0, 0] == pytest.approx(expected, rel=1e-9)
@@ -294,3 +304,14 @@ def test_a_unigram_models_opening_is_ruled_out_only_where_a_closed_place_settles
     assert not canonical_opening(vocab, "é", "abé".encode(), [single], "bé".encode())
     assert not canonical_opening(vocab, "é", "abéa".encode(), [single], "béa".encode())
     assert vocab.canonical("abcaé".encode(), "é") == (single, vocab.ids[b"bca"][0], accent)
+
+
+def test_an_unknown_token_at_the_end_of_the_text_is_no_token_that_runs_past_it():
+    """A unigram model without byte fallback writes 好 as <unk>, which has no place in byte order."""
+    known = named_vocabulary("unigram")
+    assert known.unknown is not None
+    text = Canonical(known, [])
+    text.append("好".encode())
+    assert text.ids[-1] == known.unknown
+    lattice = Lattice(known, text.ids[-1:], ["好".encode(), b""])
+    assert lattice.past(lattice.nodes[0]) == [known.span("好".encode())]
