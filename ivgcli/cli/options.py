@@ -142,3 +142,12 @@ Rows = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Start N workers, one a GPU; without GPUs they share the CPU.",
+        rich_help_panel=ENGINE,
+    ),
+]

@@ -16,8 +16,10 @@ from ivgcli.recipes import JudgeRecipe, run_id
 from ivgcli.records import Answered, ResponseWriter
 from ivgcli.statistics import mean_intervals
 from ivgcli.workflows.fields import prompted, rounded
-from ivgcli.workflows.generate import Narrator, device_name
+from ivgcli.workflows.generate import device_name
 from ivgcli.workflows.rewards import Reward
+from ivgcli.workflows.shares import portions
+from ivgcli.workflows.summary import Narrator, Share
 
 BLOCK = 256
 """Responses that are scored together, those of like length in one batch, before they are written."""
@@ -109,6 +111,7 @@ class Judging:
         answered: Sequence[Answered],
         writer: ResponseWriter,
         progress: Narrator | None = None,
+        share: Share | None = None,
     ) -> Judged:
         """Judge responses, and write each with what is said of it as soon as all of that is known.
 
@@ -118,6 +121,7 @@ class Judging:
             answered: the responses.
             writer: where they go.
             progress: told how far things are.
+            share: which of the responses this process is to judge; None: all.
 
         Raises:
             ModelError: a judge gives no verdicts at all.
@@ -132,8 +136,7 @@ class Judging:
             self.comparison.meet(answered)
         size = BLOCK if self.comparison is None and self.assessment is None else ASKED
         written: list[Mapping[str, Any]] = []
-        for begin in range(0, len(wanted), size):
-            block = wanted[begin : begin + size]
+        for block in portions(wanted, size, share):
             fields = self._score(block)
             for index in self._ask(block, fields):
                 each = block[index]
