@@ -132,7 +132,8 @@ class Crew:
         self._said: set[str] = set()
         self._began: float | None = None
         self._done_at = 0.0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._watches: set[asyncio.Task[None]] = set()
+        self._meetings: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
 
     @property
     def seconds(self) -> float:
@@ -186,7 +187,7 @@ class Crew:
             start_new_session=True,
         )
         task = asyncio.create_task(self._watch(hand.number, hand.process))
-        self._tasks.add(task)
+        self._watches.add(task)
 
     async def _watch(self, number: int, process: asyncio.subprocess.Process) -> None:
         """Tell when a worker's process is over."""
@@ -197,19 +198,35 @@ class Crew:
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Let a worker in, and pass on what it says until it is gone."""
+        meeting = asyncio.current_task()
+        assert meeting is not None, "a server's callbacks are tasks"
+        self._meetings[meeting] = writer
         try:
-            first = await asyncio.wait_for(reader.readline(), INTRODUCTION)
-            hello = decode(first)
+            number = await self._admit(reader, writer)
+            if number is not None:
+                await self._listen(number, reader)
+        finally:
+            writer.close()
+            del self._meetings[meeting]
+
+    async def _admit(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> int | None:
+        """Return the number of the worker that has connected; None if it is a stranger."""
+        try:
+            hello = decode(await asyncio.wait_for(reader.readline(), INTRODUCTION))
         except (ValueError, OSError, asyncio.TimeoutError):
-            writer.close()
-            return
+            return None
         if not secrets.compare_digest(str(hello.get("token")), self._token):
-            writer.close()
-            return
+            return None
         keep_alive(writer.get_extra_info("socket"))
-        number = hello["worker"]
+        number = int(hello["worker"])
         self.hands[number].writer = writer
         await self._inbox.put((number, {"hello": hello["run"]}))
+        return number
+
+    async def _listen(self, number: int, reader: asyncio.StreamReader) -> None:
+        """Pass on what a worker says until it is gone."""
         try:
             while (line := await reader.readline()).endswith(b"\n"):
                 await self._inbox.put((number, decode(line)))
@@ -337,7 +354,7 @@ class Crew:
                 continue
 
     async def _dismiss(self) -> None:
-        """End the processes that we have started and are still there."""
+        """End the processes that we have started and are still there, and all connections."""
         running = [
             hand.process
             for hand in self.hands.values()
@@ -350,6 +367,8 @@ class Crew:
             waiting = [asyncio.ensure_future(process.wait()) for process in running]
             if waiting:
                 await asyncio.wait(waiting, timeout=FAREWELL)
-        for hand in self.hands.values():
-            if hand.writer is not None:
-                hand.writer.close()
+        for task in self._watches:
+            task.cancel()
+        for writer in self._meetings.values():
+            writer.close()  # and who listens to it is told that nothing more will come
+        await asyncio.gather(*self._watches, *self._meetings, return_exceptions=True)
