@@ -308,7 +308,8 @@ def _show_plan(recipe: GenerateRecipe | BonRecipe, streams: Streams, function: s
     asked = planning.asked_prompts(
         lambda: prompts_of(streams), streams.source, streams.limit, streams.prompt
     )
-    planning.show(getattr(plan, function)(recipe, asked), streams.out)
+    found = getattr(plan, function)(recipe, asked)
+    planning.show(planning.shared_out(found, streams.gpus, recipe.engine.device), streams.out)
 
 
 def _checked_format(name: str) -> records.Format:

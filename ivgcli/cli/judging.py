@@ -182,7 +182,7 @@ def judge(
             return
         sources = source or ["-"]
         if dry_run:
-            show_judge(resolved, sources, limit)
+            show_judge(resolved, sources, limit, gpus)
             return
         _judge(resolved, Files(sources, _targets(sources, out), limit, resume, quiet, gpus))
 

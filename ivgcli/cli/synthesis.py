@@ -181,7 +181,7 @@ def _show_plan(recipe: SynthesizeRecipe, streams: Streams) -> None:
     asked: Any = planning.asked_pairs if recipe.relabel else planning.asked_prompts
     found = asked(lambda: _given(recipe, streams), streams.source, streams.limit)
     plan = plan_synthesize(recipe, found[0] if recipe.relabel else found)
-    planning.show(plan, streams.out)
+    planning.show(planning.shared_out(plan, streams.gpus, recipe.engine.device), streams.out)
 
 
 def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
