@@ -16,8 +16,9 @@ from ivgcli.workers.surroundings import ADDRESS, NUMBER, TOKEN, launched
 if TYPE_CHECKING:
     from ivgcli.console import Progress
     from ivgcli.records import PairWriter, ResponseWriter, TraceWriter
-    from ivgcli.workers.crew import Crew, Team
+    from ivgcli.workers.crew import Crew
     from ivgcli.workers.link import Link
+    from ivgcli.workers.team import Team
     from ivgcli.workflows.summary import Summary
 
 LOOPBACK = "127.0.0.1"
@@ -110,8 +111,8 @@ def _gather(run: str, gpus: int | None, device: str | None) -> Team:
     Raises:
         RecipeError: there are fewer GPUs.
     """
-    from ivgcli.workers.crew import Team
     from ivgcli.workers.devices import own_environment, worker_environments
+    from ivgcli.workers.team import Team
 
     command = (sys.executable, "-m", "ivgcli", *sys.argv[1:])
     around = launched(os.environ)
@@ -178,7 +179,8 @@ def lead(
         IvgError: what a worker raised, or all have died.
         SystemExit: a worker had a bug; its traceback is printed.
     """
-    from ivgcli.workers.crew import Crashed, Crew, Job
+    from ivgcli.workers.crew import Crashed, Crew
+    from ivgcli.workers.team import Job
 
     places = {key: place for place, key in enumerate(keys)}
 

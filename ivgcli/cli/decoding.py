@@ -258,7 +258,7 @@ def _decode(
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
     run, device = recipes.run_id(recipe), recipe.engine.device
     crew = crewing.join(crewing.name_run(function, run, prompts), streams.gpus, device)
-    calm_libraries(streams.quiet)
+    calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*given: Any, **named: Any) -> Any:
         return getattr(importlib.import_module(module), function)(recipe, prompts, *given, **named)

@@ -34,8 +34,8 @@ from ivgcli.errors import RecipeError, RecordError
 
 if TYPE_CHECKING:
     from ivgcli.recipes import JudgeRecipe
-    from ivgcli.workers.crew import Team
     from ivgcli.workers.link import Link
+    from ivgcli.workers.team import Team
 
 PAIRS, SAFETY = "Comparing in pairs", "Safety and AlpacaEval"
 
@@ -231,9 +231,9 @@ def _judge(recipe: JudgeRecipe, files: Files) -> None:
     if recipe.alpaca_eval is not None and len(inputs) > 1:
         what = f"{len(inputs)} inputs would be written to {recipe.alpaca_eval.folder}"
         raise RecordError("--alpaca-eval", what, "judge them in turn, each with a folder")
-    calm_libraries(files.quiet)
     named = crewing.name_run("judge", recipes.run_id(recipe), inputs)
     crew = crewing.join(named, files.gpus, recipe.engine.device)
+    calm_libraries(files.quiet or crew.link is not None)
     if crew.link is not None:
         crewing.work(crew.link, partial(_judge_share, recipe, inputs[0]))
         return

@@ -193,9 +193,9 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     given = _given(recipe, streams)
     run, ids = recipes.run_id(recipe), [each.id for each in given]
     width = 2 if recipe.relabel else recipe.responses
-    calm_libraries(streams.quiet)
     named = crewing.name_run("synthesize", run, given)
     crew = crewing.join(named, streams.gpus, recipe.engine.device)
+    calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*passed: Any, **named: Any) -> Any:
         from ivgcli.workflows import synthesize

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ivgcli.console import Narrator
 from ivgcli.judging.alpaca_eval import run as run_alpaca_eval
 from ivgcli.judging.pairwise import Comparison
 from ivgcli.judging.safety import Assessment
@@ -19,7 +20,7 @@ from ivgcli.workflows.fields import prompted, rounded
 from ivgcli.workflows.generate import device_name
 from ivgcli.workflows.rewards import Reward
 from ivgcli.workflows.shares import portions
-from ivgcli.workflows.summary import Narrator, Share
+from ivgcli.workflows.summary import Share
 
 BLOCK = 256
 """Responses that are scored together, those of like length in one batch, before they are written."""

@@ -13,14 +13,14 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ivgcli.errors import IvgError, ModelError, RecordError
 from ivgcli.records.lines import decode, encode
 from ivgcli.workers.dispenser import Dispenser
 from ivgcli.workers.link import keep_alive
+from ivgcli.workers.team import Hand, Job, Team
 
 LONGEST_LINE = 1 << 28
 """Bytes of a message, at most."""
@@ -40,77 +40,6 @@ LATECOMERS = 60.0
 
 class Crashed(Exception):
     """A worker ended with a bug; its text is the worker's traceback."""
-
-
-class Narrator(Protocol):
-    """What is told of the run as a whole; `console.Progress` is one."""
-
-    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
-        """Count finished responses."""
-
-    def note(self, text: str, under_way: float = 0.0) -> None:
-        """Show how far the others are."""
-
-    def say(self, text: str) -> None:
-        """Tell something worth knowing."""
-
-    def warn(self, text: str) -> None:
-        """Tell something that may be wrong."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What there is to do, and where it goes."""
-
-    units: Sequence[int]
-    """Numbers of the units that are not done."""
-    unit_of: Callable[[Any], int]
-    """Number of the unit that a record, or a prompt's records, finish."""
-    accept: Callable[[int, Any], None]
-    """Given a worker's number and what finishes a unit, writes it."""
-    narrator: Narrator
-    """Shows how far the run is."""
-    trace: Callable[[Mapping[str, Any]], None] = lambda line: None
-    """Writes a line of the trace."""
-    portions: int = 1
-    """As the dispenser takes it."""
-
-
-@dataclass
-class Hand:
-    """One worker, as the leader sees it."""
-
-    number: int
-    writer: asyncio.StreamWriter | None = None
-    process: asyncio.subprocess.Process | None = None
-    ended: bool = False
-    """Whether it has told what its work came to."""
-    lost: bool = False
-    code: int | None = None
-    """How its process has ended; None: it has not, or is not ours."""
-    room: int = 0
-    """Of its unanswered question for work; 0: there is none."""
-    tokens: int = 0
-    under_way: float = 0.0
-    account: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Team:
-    """Who works."""
-
-    run: str
-    """Names command, recipe and input; a worker of another run is refused."""
-    environments: Sequence[Mapping[str, str]]
-    """Of the workers to start here, numbered from 0, as changes to this process's environment."""
-    command: Sequence[str] = ()
-    """Which starts one of them."""
-    others: int = 0
-    """Workers that somebody else starts, numbered behind them."""
-    host: str = "127.0.0.1"
-    """Where to listen."""
-    opened: Callable[[int, str], Mapping[str, str]] = lambda port, token: {}
-    """Told the port and the token; returns what lets a worker that is started here find them."""
 
 
 class Crew:
@@ -257,7 +186,11 @@ class Crew:
                 what = f"worker {number} has another recipe or other records than the first"
                 raise RecordError("", what, "start all processes with one command")
         elif "error" in message:
-            raise IvgError(*message["error"])
+            error = IvgError(*message["error"])
+            if not self.dispenser.over:
+                raise error
+            hand.lost = True  # while it was loading, the others have done everything
+            narrator.warn(f"worker {number}: {error}")
         elif "bug" in message:
             raise Crashed(message["bug"])
         elif "gone" in message or "exit" in message:
@@ -310,8 +243,8 @@ class Crew:
             what = f"worker {hand.number} {how}, and it was the last"
             hint = "see that memory suffices, and go on with --resume"
             raise ModelError("--gpus", what, hint)
-        told = f"worker {hand.number} {how}: the others do the {begun} responses that it had begun"
-        self.job.narrator.warn(told)
+        told = f"the others do what it had begun, {begun} of {len(self.job.units)}"
+        self.job.narrator.warn(f"worker {hand.number} {how}: {told}")
 
     def _tell(self, sentence: str, tell: Callable[[str], None]) -> None:
         """Tell what several workers may say, once."""
@@ -331,27 +264,24 @@ class Crew:
         return sum(hand.under_way for hand in self.hands.values())
 
     async def _part(self) -> None:
-        """Let everybody tell what the work came to; those who are still loading are not waited for."""
-        foreign = [hand for hand in self.hands.values() if hand.process is None]
+        """Let everybody tell what the work came to.
+
+        Of our own processes, those that are still loading are not waited for. Others are, since
+        their launcher takes one for failed that does not end by itself.
+        """
         self._serve()
-        ends = time.monotonic() + FAREWELL
-        late = time.monotonic() + (LATECOMERS if foreign else 0.0)
-        arrived: set[int] = set()
-        while True:
-            waited = [each for each in self.hands.values() if not each.ended and not each.lost]
-            arrived |= {each.number for each in waited if each.writer is not None}
-            now = time.monotonic()
-            # A launcher takes a process for failed that we would not let end.
-            patient = [each for each in waited if each in foreign and each.number in arrived]
-            deadline = max(ends, late if any(each in foreign for each in waited) else ends)
-            if not waited or (now > deadline and not patient):
-                return
+        began = time.monotonic()
+        while waited := [each for each in self.hands.values() if not each.ended and not each.lost]:
+            others = [each for each in waited if each.process is None]
+            if any(each.writer is not None for each in others):
+                left = None
+            else:
+                left = began + (LATECOMERS if others else FAREWELL) - time.monotonic()
             try:
-                left = None if patient else max(0.0, deadline - now)
                 self._hear(*await asyncio.wait_for(self._inbox.get(), left))
-                self._serve()
             except asyncio.TimeoutError:
-                continue
+                return
+            self._serve()
 
     async def _dismiss(self) -> None:
         """End the processes that we have started and are still there, and all connections."""

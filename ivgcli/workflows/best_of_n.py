@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ivgcli.console import Narrator
 from ivgcli.decoding import ChunkRanking, Mode
 from ivgcli.decoding.search import Outcome, Request
 from ivgcli.recipes import BonRecipe
@@ -14,7 +15,7 @@ from ivgcli.values import Value
 from ivgcli.workflows.assembly import Assembly
 from ivgcli.workflows.fields import prompted, response_fields, rounded, shared_fields
 from ivgcli.workflows.generate import assemble, decode_all
-from ivgcli.workflows.summary import Narrator, Part, Share, Summary, drawing
+from ivgcli.workflows.summary import Part, Share, Summary, drawing
 
 
 def best_of_n(

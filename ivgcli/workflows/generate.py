@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ivgcli import __version__
+from ivgcli.console import Narrator
 from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Outcome, Request
@@ -31,7 +32,7 @@ from ivgcli.workflows.fields import (
     tracer,
 )
 from ivgcli.workflows.shares import SharedRequests
-from ivgcli.workflows.summary import Narrator, Part, Share, Summary
+from ivgcli.workflows.summary import Part, Share, Summary
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""What a workflow tells while it runs, and what a run came to, of one process or of many."""
+"""What a worker is given of a run, and what a run came to, of one process or of many."""
 
 from __future__ import annotations
 
@@ -6,22 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-
-class Narrator(Protocol):
-    """What a workflow tells while it runs; `console.Progress` is one."""
-
-    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
-        """Count finished responses."""
-
-    def note(self, text: str, under_way: float = 0.0) -> None:
-        """Show a few words beside the count, and how many responses' worth of work is done on the others."""
-
-    def say(self, text: str) -> None:
-        """Tell something worth knowing."""
-
-    def warn(self, text: str) -> None:
-        """Tell something that may be wrong."""
 
 
 class Share(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ivgcli.console import Narrator
 from ivgcli.decoding.search import Outcome, Request
 from ivgcli.models.loading import Networks
 from ivgcli.recipes import SynthesizeRecipe, run_id
@@ -15,7 +16,7 @@ from ivgcli.workflows.fields import choice_bound, prompted, response_fields, rou
 from ivgcli.workflows.generate import assemble, build_mode, decode_all, device_name
 from ivgcli.workflows.rewards import Reward
 from ivgcli.workflows.shares import portions
-from ivgcli.workflows.summary import Narrator, Share, Summary
+from ivgcli.workflows.summary import Share, Summary
 
 CHAT_AS_TEXT = (
     "the responses were drawn through the base's chat template, and the pairs are plain text:"

@@ -79,7 +79,7 @@ def test_several_workers_are_planned_and_more_than_there_are_refused(
     words = f"{COMMANDS['bon']} --device cuda --gpus 3"  # for another machine
     assert "3 workers, each on a GPU of its own" in " ".join(planned("bon", words).split())
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    result = CliRunner().invoke(app, ["generate", *words.split()[:-1], "3", "--dry-run"])
+    result = CliRunner().invoke(app, ["bon", *words.split(), "--dry-run"])
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1].endswith("only 2 are here → --gpus 2")
 

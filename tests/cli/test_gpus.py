@@ -85,7 +85,9 @@ def test_a_worker_killed_in_the_middle_loses_nothing(place):
     code, said = ivg(command(out, "--gpus", 2))
     assert code == 0, said
     [told] = [line for line in said.splitlines() if "worker" in line]
-    assert told.startswith("warning: worker 1 was killed (SIGKILL): the others do the ")
+    assert told.startswith(
+        "warning: worker 1 was killed (SIGKILL): the others do what it had begun, "
+    )
     assert out.read_bytes() == alone(place)  # in the order of the input, each once
     account = json.loads((place / "out.jsonl.run.json").read_text())
     assert [each["lost"] for each in account["workers"]] == [False, True]
@@ -138,6 +140,45 @@ def test_a_pipe_cannot_be_shared(place):
     assert result.exit_code == 2
     told = "error: --in: several processes cannot read one pipe → name a file with --in\n"
     assert result.stderr == told
+
+
+@pytest.mark.slow
+def test_pairs_and_judgements_of_two_workers_are_those_of_one(place):
+    (place / "alone").touch()
+    for gpus in (1, 2):
+        drawing = [
+            "synthesize",
+            "--base",
+            folder("llama"),
+            "--reward",
+            "judgement:vowels",
+            "-n",
+            "4",
+        ]
+        drawing += ["--max-new-tokens", "8", "--device", "cpu", "-i", "in.jsonl"]
+        judging = ["judge", "--reward", "judgement:vowels", "--device", "cpu"]
+        judging += ["-i", f"pairs-{gpus}.jsonl.responses.jsonl", "-o", f"judged-{gpus}.jsonl"]
+        for words in ([*drawing, "-o", f"pairs-{gpus}.jsonl"], judging):
+            code, said = ivg([*words, "--gpus", str(gpus)])
+            assert code == 0, said
+    for name in ("pairs-{}.jsonl", "pairs-{}.jsonl.responses.jsonl", "judged-{}.jsonl"):
+        one, two = ((place / name.format(gpus)).read_text() for gpus in (1, 2))
+        assert len(lines(place / name.format(1))) >= len(PROMPTS)
+        if name.startswith("judged"):
+            assert one == two
+        else:
+            # Log-probabilities differ by what other rows beside them leave.
+            assert [rounded(line) for line in one.splitlines()] == [
+                rounded(line) for line in two.splitlines()
+            ]
+
+
+def rounded(line: str) -> dict[str, Any]:
+    """Return a record with its numbers to four digits."""
+    return {
+        key: float(f"{value:.4g}") if isinstance(value, float) else value
+        for key, value in json.loads(line).items()
+    }
 
 
 @pytest.mark.slow

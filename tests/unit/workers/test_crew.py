@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 
 from ivgcli.errors import IvgError, ModelError
-from ivgcli.workers.crew import Crashed, Crew, Job, Team
+from ivgcli.workers.crew import Crashed, Crew
 from ivgcli.workers.surroundings import ADDRESS, NUMBER, TOKEN
+from ivgcli.workers.team import Job, Team
 
 WORKER = """
 import os, signal, sys, time
@@ -109,9 +111,7 @@ def test_what_a_killed_worker_had_begun_is_done_by_the_others(tmp_path):
     assert sum(each["worker"] == 1 for each in shift.written) == 10
     [_, told] = shift.told.warnings
     # Of three at once it had written the first of the fourth time.
-    assert told == (
-        "worker 1 was killed (SIGKILL): the others do the 2 responses that it had begun"
-    )
+    assert told == ("worker 1 was killed (SIGKILL): the others do what it had begun, 2 of 200")
 
 
 def test_the_last_death_ends_the_run_and_what_was_written_stays():
@@ -167,8 +167,9 @@ def test_strangers_are_not_heard():
         stranger.close()
 
 
-def test_a_leader_that_dies_takes_its_workers_with_it(tmp_path):
-    """They are out of the terminal's reach, so they must notice by themselves."""
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_leader_that_ends_takes_its_workers_with_it(tmp_path, ending):
+    """They are out of the terminal's reach: at Ctrl-C they are ended, else they notice by themselves."""
     place = tmp_path / "worker"
     source = WORKER.replace(
         "FAULT", f"open({str(place)!r}, 'w').write(str(os.getpid())); time.sleep(0.05)"
@@ -179,10 +180,10 @@ def test_a_leader_that_dies_takes_its_workers_with_it(tmp_path):
         f"object.__setattr__(team, 'command', [sys.executable, '-c', {source!r}])\n"
         "shift.crew.run()"
     )
-    leader = subprocess.Popen([sys.executable, "-c", leading])
+    leader = subprocess.Popen([sys.executable, "-c", leading], stderr=subprocess.DEVNULL)
     while not (place.exists() and place.read_text()):
         time.sleep(0.01)
-    leader.kill()
+    leader.send_signal(ending)
     leader.wait()
     child = int(place.read_text())
     for _ in range(1000):

@@ -18,8 +18,8 @@ from ivgcli import console
 from ivgcli.cli import crewing
 from ivgcli.decoding.search import Request
 from ivgcli.recipes import MODES
-from ivgcli.workers.crew import Team
 from ivgcli.workers.dispenser import Dispenser
+from ivgcli.workers.team import Team
 from ivgcli.workflows.shares import SharedRequests
 from tests.models import CONTEXT, PROMPTS, engine_of, folder, pair, prompted, recipe
 from tests.shared_work import task
