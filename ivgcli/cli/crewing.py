@@ -44,7 +44,7 @@ def require_file(source: str | None) -> None:
         raise RecordError("--in", what, "name a file with --in")
 
 
-def name_run(command: str, run: str, given: Sequence[Any]) -> str:
+def _named(command: str, run: str, given: Sequence[Any]) -> str:
     """Return what all processes of a run have in common, and those of another have not."""
     digest = hashlib.sha256(f"{command} {run}".encode())
     for each in given:
@@ -62,8 +62,17 @@ class Role:
     """Whom it leads."""
 
 
-def join(run: str, gpus: int | None, device: str | None) -> Role:
+def join(
+    command: str, run: str, given: Sequence[Any], gpus: int | None, device: str | None
+) -> Role:
     """Return the role of this process in a run, connected to its leader if it has one.
+
+    Args:
+        command: what is run.
+        run: id of its recipe.
+        given: its input.
+        gpus: workers that are asked for.
+        device: as the recipe says.
 
     Raises:
         RecipeError: there are fewer GPUs.
@@ -71,8 +80,9 @@ def join(run: str, gpus: int | None, device: str | None) -> Role:
     """
     if not crewed(gpus):
         return Role()
-    link = _find_leader(run, device)
-    return Role(link, _gather(run, gpus, device) if link is None else None)
+    name = _named(command, run, given)
+    link = _find_leader(name, device)
+    return Role(link, _gather(name, gpus, device) if link is None else None)
 
 
 def _find_leader(run: str, device: str | None) -> Link | None:

@@ -257,7 +257,7 @@ def _decode(
     prompts = prompts_of(streams)
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
     run, device = recipes.run_id(recipe), recipe.engine.device
-    crew = crewing.join(crewing.name_run(function, run, prompts), streams.gpus, device)
+    crew = crewing.join(function, run, prompts, streams.gpus, device)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*given: Any, **named: Any) -> Any:

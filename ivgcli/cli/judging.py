@@ -231,8 +231,8 @@ def _judge(recipe: JudgeRecipe, files: Files) -> None:
     if recipe.alpaca_eval is not None and len(inputs) > 1:
         what = f"{len(inputs)} inputs would be written to {recipe.alpaca_eval.folder}"
         raise RecordError("--alpaca-eval", what, "judge them in turn, each with a folder")
-    named = crewing.name_run("judge", recipes.run_id(recipe), inputs)
-    crew = crewing.join(named, files.gpus, recipe.engine.device)
+    run = recipes.run_id(recipe)
+    crew = crewing.join("judge", run, inputs, files.gpus, recipe.engine.device)
     calm_libraries(files.quiet or crew.link is not None)
     if crew.link is not None:
         crewing.work(crew.link, partial(_judge_share, recipe, inputs[0]))

@@ -193,8 +193,7 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     given = _given(recipe, streams)
     run, ids = recipes.run_id(recipe), [each.id for each in given]
     width = 2 if recipe.relabel else recipe.responses
-    named = crewing.name_run("synthesize", run, given)
-    crew = crewing.join(named, streams.gpus, recipe.engine.device)
+    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*passed: Any, **named: Any) -> Any:
