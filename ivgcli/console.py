@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from ivgcli.errors import IvgError
 
@@ -52,6 +52,22 @@ def guard() -> Iterator[None]:
         # The interpreter flushes stdout once more when it ends, and must not fail at it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+class Narrator(Protocol):
+    """Whom a workflow tells how it goes; `Progress` is one."""
+
+    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
+        """Count finished responses."""
+
+    def note(self, text: str, under_way: float = 0.0) -> None:
+        """Show a few words beside the count, and how many responses' worth of work is done on the others."""
+
+    def say(self, text: str) -> None:
+        """Tell something worth knowing."""
+
+    def warn(self, text: str) -> None:
+        """Tell something that may be wrong."""
 
 
 class Progress:

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "__init__"},
     {"console", "records", "recipes"},
-    {"models", "objectives", "statistics", "figures"},
+    {"models", "objectives", "statistics", "figures", "workers"},
     {"scoring"},
     {"values"},
     {"decoding"},

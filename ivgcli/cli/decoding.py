@@ -7,12 +7,13 @@ import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from ivgcli import console, records
-from ivgcli.cli import planning
+from ivgcli.cli import crewing, planning
 from ivgcli.cli.options import (
     MODELS,
     STEERING,
@@ -20,6 +21,7 @@ from ivgcli.cli.options import (
     Device,
     DryRun,
     Dtype,
+    Gpus,
     Guides,
     Limit,
     MaxNewTokens,
@@ -63,6 +65,7 @@ class Streams:
     limit: int | None
     resume: bool
     quiet: bool
+    gpus: int | None = None
 
 
 def generate(
@@ -125,6 +128,7 @@ def generate(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
+    gpus: Gpus = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -147,7 +151,7 @@ def generate(
             sys.stdout.write(recipes.to_yaml(resolved))
             return
         form = _checked_format(format)
-        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet)
+        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet, gpus)
         if dry_run:
             _show_plan(resolved, streams, "plan_generate")
             return
@@ -198,6 +202,7 @@ def bon(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
+    gpus: Gpus = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -218,7 +223,7 @@ def bon(
             sys.stdout.write(recipes.to_yaml(resolved))
             return
         form = _checked_format(format)
-        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet)
+        streams = Streams(source, prompt, out, form, trace, limit, resume, quiet, gpus)
         if dry_run:
             _show_plan(resolved, streams, "plan_bon")
             return
@@ -252,13 +257,26 @@ def _decode(
     """Read the prompts, open the output, run a workflow over them, and tell how it went."""
     from ivgcli import recipes
 
+    if crewing.crewed(streams.gpus) and streams.prompt is None:
+        crewing.require_file(streams.source)
     prompts = prompts_of(streams)
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
+    run, device = recipes.run_id(recipe), recipe.engine.device
+    crew = crewing.join(function, run, prompts, streams.gpus, device)
+    calm_libraries(streams.quiet or crew.link is not None)
+
+    def workflow(*given: Any, **named: Any) -> Any:
+        return getattr(importlib.import_module(module), function)(recipe, prompts, *given, **named)
+
+    if crew.link is not None:
+        trace_sent = crew.link.trace if streams.trace else None
+        crewing.work(crew.link, partial(workflow, trace=trace_sent))
+        return
     with ExitStack() as stack:
         writer = records.open_responses(
             streams.out,
             keys=keys,
-            run=recipes.run_id(recipe),
+            run=run,
             recipe_yaml=recipes.to_yaml(recipe),
             resume=streams.resume,
             format=streams.format,
@@ -273,12 +291,18 @@ def _decode(
         if streams.resume:
             progress.say(f"resuming: {done} of {len(keys)} responses are there")
         progress.note("loading models")
-        calm_libraries(streams.quiet)
-        workflow = getattr(importlib.import_module(module), function)
-        summary = workflow(recipe, prompts, writer, trace=trace, progress=progress)
+        if crew.team is None:
+            summary = workflow(writer, trace=trace, progress=progress)
+        else:
+            summary = crewing.decode(crew.team, keys, key_of, writer, progress, trace)
     if streams.out != "-":
-        records.write_account(streams.out, recipes.run_id(recipe), summary)
+        records.write_account(streams.out, run, summary)
     _tell(summary, streams)
+
+
+def key_of(record: Any) -> tuple[str, int]:
+    """Return the key of a record."""
+    return record["id"], record["sample"]
 
 
 def _show_plan(recipe: GenerateRecipe | BonRecipe, streams: Streams, function: str) -> None:
@@ -289,7 +313,8 @@ def _show_plan(recipe: GenerateRecipe | BonRecipe, streams: Streams, function: s
     asked = planning.asked_prompts(
         lambda: prompts_of(streams), streams.source, streams.limit, streams.prompt
     )
-    planning.show(getattr(plan, function)(recipe, asked), streams.out)
+    found = getattr(plan, function)(recipe, asked)
+    planning.show(planning.shared_out(found, streams.gpus, recipe.engine.device), streams.out)
 
 
 def _checked_format(name: str) -> records.Format:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ivgcli import console, records
-from ivgcli.cli.decoding import FAILURES, calm_libraries, counted
+from ivgcli.cli import crewing
+from ivgcli.cli.decoding import FAILURES, calm_libraries, counted, key_of
 from ivgcli.cli.options import (
     MODELS,
     STREAMS,
     Device,
     DryRun,
     Dtype,
+    Gpus,
     Limit,
     PrintRecipe,
     Quiet,
@@ -27,12 +30,17 @@ from ivgcli.cli.options import (
     Sets,
 )
 from ivgcli.cli.planning import show_judge
-from ivgcli.errors import RecordError
+from ivgcli.errors import RecipeError, RecordError
 
 if TYPE_CHECKING:
     from ivgcli.recipes import JudgeRecipe
+    from ivgcli.workers.link import Link
+    from ivgcli.workers.team import Team
 
 PAIRS, SAFETY = "Comparing in pairs", "Safety and AlpacaEval"
+
+PORTIONS = 2
+"""Into how many portions a worker's share is cut: it judges a block at a time, and the last should be small."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Files:
     limit: int | None
     resume: bool
     quiet: bool
+    gpus: int | None = None
 
 
 def judge(
@@ -143,6 +152,7 @@ def judge(
     resume: Resume = False,
     device: Device = None,
     dtype: Dtype = None,
+    gpus: Gpus = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -172,9 +182,9 @@ def judge(
             return
         sources = source or ["-"]
         if dry_run:
-            show_judge(resolved, sources, limit)
+            show_judge(resolved, sources, limit, gpus)
             return
-        _judge(resolved, Files(sources, _targets(sources, out), limit, resume, quiet))
+        _judge(resolved, Files(sources, _targets(sources, out), limit, resume, quiet, gpus))
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -206,9 +216,13 @@ def _targets(sources: list[str], out: str) -> list[str]:
 
 def _judge(recipe: JudgeRecipe, files: Files) -> None:
     """Read all inputs, judge them in turn by what is loaded once, and tell how it went."""
+    from ivgcli import recipes
+
     if "-" in files.sources and sys.stdin.isatty():
         hint = "name a file with --in, or pipe JSON lines in"
         raise RecordError("--in", "there are no responses to read", hint)
+    if crewing.crewed(files.gpus):
+        _require_one_file(recipe, files)
     inputs = [records.read_responses(source, files.limit) for source in files.sources]
     for source, target in zip(files.sources, files.targets, strict=True):
         there = target != "-" and Path(source).exists() and Path(target).exists()
@@ -217,12 +231,17 @@ def _judge(recipe: JudgeRecipe, files: Files) -> None:
     if recipe.alpaca_eval is not None and len(inputs) > 1:
         what = f"{len(inputs)} inputs would be written to {recipe.alpaca_eval.folder}"
         raise RecordError("--alpaca-eval", what, "judge them in turn, each with a folder")
-    calm_libraries(files.quiet)
+    run = recipes.run_id(recipe)
+    crew = crewing.join("judge", run, inputs, files.gpus, recipe.engine.device)
+    calm_libraries(files.quiet or crew.link is not None)
+    if crew.link is not None:
+        crewing.work(crew.link, partial(_judge_share, recipe, inputs[0]))
+        return
     loaded: list[Any] = []
     failed = 0
     for source, target, answered in zip(files.sources, files.targets, inputs, strict=True):
         title = Path(source).name if len(files.sources) > 1 else ""
-        summary = _judge_one(recipe, files, target, answered, loaded, (title, source))
+        summary = _judge_one(recipe, files, target, answered, loaded, (title, source), crew.team)
         _tell(summary, title, files.quiet)
         failed += len(summary.failures)
     if failed:
@@ -238,6 +257,7 @@ def _judge_one(
     answered: list[records.Answered],
     loaded: list[Any],
     names: tuple[str, str],
+    team: Team | None,
 ) -> Any:
     """Judge one input and return what came of it.
 
@@ -248,6 +268,7 @@ def _judge_one(
         answered: the responses.
         loaded: what judges, empty until a response needs it.
         names: title of the bar, and the responses' file.
+        team: workers that do it; None: this process does.
     """
     from ivgcli import recipes
     from ivgcli.judging.judge import Judged, Judging, lacking, summarise
@@ -281,15 +302,63 @@ def _judge_one(
         judged = Judged([])
         if done < len(texts) or recipe.alpaca_eval is not None:
             progress.note("loading models")
-            if not loaded:
-                loaded.append(Judging(recipe, progress))
-            judged = loaded[0].judge(answered, writer, progress)
+            if team is not None:
+                judged = _led(team, list(texts), writer, progress)
+            else:
+                if not loaded:
+                    loaded.append(Judging(recipe, progress))
+                judged = loaded[0].judge(answered, writer, progress)
     path = Path(target)
     output = records.read_records(path) if target != "-" and path.is_file() else None
     summary = summarise(judged, output, records.read_account(source))
     if output is not None:
         records.write_account(target, run, summary)
     return summary
+
+
+def _require_one_file(recipe: JudgeRecipe, files: Files) -> None:
+    """Check that what is asked for can be shared by several processes.
+
+    Raises:
+        RecordError: it cannot.
+        RecipeError: it cannot.
+    """
+    if len(files.sources) > 1:
+        what = f"several processes judge one file at a time, and {len(files.sources)} are given"
+        raise RecordError("--in", what, "judge them in turn")
+    if recipe.alpaca_eval is not None:
+        what = "AlpacaEval runs in one process"
+        raise RecipeError("--alpaca-eval", what, "a command of its own, without --gpus")
+    crewing.require_file(files.sources[0])
+
+
+def _judge_share(
+    recipe: JudgeRecipe, answered: list[records.Answered], writer: Link, progress: Link, share: Link
+) -> Any:
+    """Judge a worker's share of the responses; return what it came to, without the records."""
+    from ivgcli.judging.judge import Judging
+
+    judged = Judging(recipe, progress).judge(answered, writer, progress, share)
+    return replace(judged, records=[])
+
+
+def _led(
+    team: Team,
+    keys: list[tuple[str, int]],
+    writer: records.ResponseWriter,
+    progress: console.Progress,
+) -> Any:
+    """Have a team judge everything that a writer lacks."""
+    from ivgcli.judging.judge import Judged
+    from ivgcli.workflows.summary import devices
+
+    written: list[Any] = []
+
+    def keep(worker: int, record: Any) -> None:
+        written.append(record)
+
+    crew = crewing.lead(team, keys, key_of, writer, progress, keep, portions=PORTIONS)
+    return Judged(written, crew.seconds, devices(list(crew.accounts.values())))
 
 
 def _tell(summary: Any, title: str, quiet: bool) -> None:

@@ -151,3 +151,12 @@ Speculate = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Start N workers, one a GPU; without GPUs they share the CPU.",
+        rich_help_panel=ENGINE,
+    ),
+]

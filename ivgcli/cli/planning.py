@@ -123,12 +123,31 @@ def asked_responses(sources: Sequence[str], limit: int | None) -> Asked:
     return Asked(place, tuple(found), len(found), things="responses")
 
 
-def show_judge(recipe: JudgeRecipe, sources: Sequence[str], limit: int | None) -> None:
+def show_judge(
+    recipe: JudgeRecipe, sources: Sequence[str], limit: int | None, gpus: int | None
+) -> None:
     """Print the plan of `ivg judge`."""
     stay_offline()
     from ivgcli.workflows.judge_plan import plan_judge
 
-    show(plan_judge(recipe, asked_responses(sources, limit)))
+    plan = plan_judge(recipe, asked_responses(sources, limit))
+    show(shared_out(plan, gpus, recipe.engine.device))
+
+
+def shared_out(plan: Plan, gpus: int | None, device: str | None) -> Plan:
+    """Return a plan as `--gpus` would carry it out.
+
+    Raises:
+        RecipeError: this machine has GPUs, but fewer.
+    """
+    if gpus is None or gpus == 1:
+        return plan
+    from ivgcli.workers.devices import VISIBLE, visible_gpus, worker_environments
+    from ivgcli.workflows.plan import among_workers
+
+    elsewhere = device == "cuda" and not visible_gpus(os.environ)
+    found = [] if elsewhere else worker_environments(gpus, device, os.environ)
+    return among_workers(plan, gpus, elsewhere or VISIBLE in found[0])
 
 
 def show_training(

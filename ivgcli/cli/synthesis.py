@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ivgcli import console, records
-from ivgcli.cli import planning
+from ivgcli.cli import crewing, planning
 from ivgcli.cli.decoding import (
     FAILURES,
     Streams,
@@ -27,6 +27,7 @@ from ivgcli.cli.options import (
     Device,
     DryRun,
     Dtype,
+    Gpus,
     Guides,
     Limit,
     MaxNewTokens,
@@ -145,6 +146,7 @@ def synthesize(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
+    gpus: Gpus = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -167,7 +169,7 @@ def synthesize(
         if print_recipe:
             sys.stdout.write(recipes.to_yaml(resolved))
             return
-        streams = Streams(source, None, out, "ivg", None, limit, resume, quiet)
+        streams = Streams(source, None, out, "ivg", None, limit, resume, quiet, gpus)
         if dry_run:
             _show_plan(resolved, streams)
             return
@@ -182,27 +184,40 @@ def _show_plan(recipe: SynthesizeRecipe, streams: Streams) -> None:
     asked: Any = planning.asked_pairs if recipe.relabel else planning.asked_prompts
     found = asked(lambda: _given(recipe, streams), streams.source, streams.limit)
     plan = plan_synthesize(recipe, found[0] if recipe.relabel else found)
-    planning.show(plan, streams.out)
+    planning.show(planning.shared_out(plan, streams.gpus, recipe.engine.device), streams.out)
 
 
 def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     """Read prompts or pairs, open the output, run the workflow, and tell how it went."""
     from ivgcli import recipes
 
+    if crewing.crewed(streams.gpus):
+        crewing.require_file(streams.source)
     given = _given(recipe, streams)
+    run, ids = recipes.run_id(recipe), [each.id for each in given]
     width = 2 if recipe.relabel else recipe.responses
-    calm_libraries(streams.quiet)
+    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device)
+    calm_libraries(streams.quiet or crew.link is not None)
+
+    def workflow(*passed: Any, **named: Any) -> Any:
+        from ivgcli.workflows import synthesize
+
+        found = synthesize.score_again if recipe.relabel else synthesize.draw_and_score
+        return found(recipe, given, *passed, **named)
+
+    if crew.link is not None:
+        crewing.work(crew.link, workflow)
+        return
     from ivgcli.workflows.labelling import Account, Labelling
-    from ivgcli.workflows.synthesize import draw_and_score, score_again
 
     labeller = Labelling(recipe, given)
     with ExitStack() as stack:
         writer = records.open_pairs(
             streams.out,
-            ids=[each.id for each in given],
+            ids=ids,
             responses=width,
             labeller=labeller,
-            run=recipes.run_id(recipe),
+            run=run,
             recipe_yaml=recipes.to_yaml(recipe),
             resume=streams.resume,
         )
@@ -213,12 +228,14 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
         if streams.resume:
             progress.say(f"resuming: {done} of {total} responses are there")
         progress.note("loading models")
-        workflow: Any = score_again if recipe.relabel else draw_and_score
-        summary = workflow(recipe, given, writer, progress)
+        if crew.team is None:
+            summary = workflow(writer, progress=progress)
+        else:
+            summary = crewing.decode(crew.team, ids, lambda given: given[0]["id"], writer, progress)
     account = labeller.tally.account()
     if streams.out != "-":
         whole = Account(**account, drawing=asdict(summary))
-        records.write_account(streams.out, recipes.run_id(recipe), whole)
+        records.write_account(streams.out, run, whole)
     _tell(recipe, account, summary, streams)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol
 
 import torch
 
@@ -35,6 +37,33 @@ Trace = Callable[[Search, list[Candidate], list[int], bool], None]
 
 SINGLE = ChunkRanking(value=None)
 """W = K = 1 over whole responses: nothing to rank."""
+
+
+class Supply(Protocol):
+    """Where requests come from, if not all of them are known from the beginning."""
+
+    def take(self, room: int, wait: bool) -> Sequence[Request] | None:
+        """Return at most `room` requests; none if there is none now, None if there will be none.
+
+        Args:
+            room: how many searches could begin now, at least 1.
+            wait: whether to wait for one, because nothing else is under way.
+        """
+
+
+class Listed:
+    """All of some requests, in their order.
+
+    Args:
+        requests: read as far as there is room.
+    """
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        self._requests = iter(requests)
+
+    def take(self, room: int, wait: bool) -> Sequence[Request] | None:
+        """Return the next `room` requests, or those that are left; None if none is."""
+        return list(islice(self._requests, room)) or None
 
 
 class Engine:
@@ -141,14 +170,21 @@ class Engine:
         return tokens, share
 
     @torch.inference_mode()
-    def run(self, requests: Iterable[Request]) -> Iterator[Outcome]:
+    def run(self, requests: Iterable[Request] | Supply) -> Iterator[Outcome]:
         """Decode all requests; yield each outcome as soon as it is known, in no particular order.
 
         Raises:
             ModelError: not even one search fits into memory.
         """
-        waiting = deque(requests)
-        while waiting or self.searches:
+        supply = Listed(requests) if isinstance(requests, Iterable) else requests
+        waiting: deque[Request] = deque()
+        more = True
+        while more or waiting or self.searches:
+            room = len(self.free) // self.ranking.rows - len(waiting)
+            if more and room > 0:
+                found = supply.take(room, wait=not waiting and not self.searches)
+                more = found is not None
+                waiting.extend(found or ())
             try:
                 yield from self._admit(waiting)
                 yield from self._guarded(self._step)

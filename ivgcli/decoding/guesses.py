@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field, fields
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,6 +33,15 @@ class Guessed:
     """Tokens drawn in rounds."""
     saved: int = 0
     """Passes of the base that the longest run of each round has saved."""
+
+    def __add__(self, other: Guessed) -> Guessed:
+        """Return both together."""
+        return Guessed(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+
+    @classmethod
+    def of(cls, written: Mapping[str, float]) -> Guessed:
+        """Return what `to_json` has written."""
+        return cls(**{field.name: int(written[field.name]) for field in fields(cls)})
 
     @property
     def acceptance(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ivgcli.console import Narrator
 from ivgcli.judging.alpaca_eval import run as run_alpaca_eval
 from ivgcli.judging.pairwise import Comparison
 from ivgcli.judging.safety import Assessment
@@ -16,8 +17,10 @@ from ivgcli.recipes import JudgeRecipe, run_id
 from ivgcli.records import Answered, ResponseWriter
 from ivgcli.statistics import mean_intervals
 from ivgcli.workflows.fields import prompted, rounded
-from ivgcli.workflows.generate import Narrator, device_name
+from ivgcli.workflows.generate import device_name
 from ivgcli.workflows.rewards import Reward
+from ivgcli.workflows.shares import portions
+from ivgcli.workflows.summary import Share
 
 BLOCK = 256
 """Responses that are scored together, those of like length in one batch, before they are written."""
@@ -109,6 +112,7 @@ class Judging:
         answered: Sequence[Answered],
         writer: ResponseWriter,
         progress: Narrator | None = None,
+        share: Share | None = None,
     ) -> Judged:
         """Judge responses, and write each with what is said of it as soon as all of that is known.
 
@@ -118,6 +122,7 @@ class Judging:
             answered: the responses.
             writer: where they go.
             progress: told how far things are.
+            share: which of the responses this process is to judge; None: all.
 
         Raises:
             ModelError: a judge gives no verdicts at all.
@@ -132,8 +137,7 @@ class Judging:
             self.comparison.meet(answered)
         size = BLOCK if self.comparison is None and self.assessment is None else ASKED
         written: list[Mapping[str, Any]] = []
-        for begin in range(0, len(wanted), size):
-            block = wanted[begin : begin + size]
+        for block in portions(wanted, size, share):
             fields = self._score(block)
             for index in self._ask(block, fields):
                 each = block[index]

@@ -49,7 +49,8 @@ def train_implicit(setting: Setting, pairs: Sequence[Pair], held_out: Sequence[P
     kept = selected(setting, start, held_out, "held out", cutting=True)
     account = described(setting, chosen, kept)
     account["stages"] = implicit.train_pair(setting, start, chosen.pairs)
-    models = implicit.load_pair(setting, start) if kept.records else None
+    measuring = setting.processes.first and kept.records  # the others wait at the end
+    models = implicit.load_pair(setting, start) if measuring else None
     lines = _measure_implicit(setting, start, models, kept.records)
     tuned = start.described(implicit.TUNED)
     reference = start.described(
@@ -156,18 +157,8 @@ def train_explicit(setting: Setting, given: Sequence[Any], held_out: Sequence[An
         answers = stages.reward(distinct(answers_of(chosen.records)))
     prompts = _prompts(given)
     stages.train_value(answers, prompts)
-    judged = stages.reward(answers_of(kept.records))
     rollouts = stages.draw_held_out(_prompts(held_out)) if recipe.rollouts else []
-    value = stages.load(VALUE)
-    lines = report.explicit_lines(
-        setting,
-        value,
-        recipe.value.head,
-        stages.link,
-        stages.encoder,
-        judged or best_and_worst(rollouts),
-        rollouts,
-    )
+    lines = _measure_explicit(stages, kept.records, rollouts) if setting.processes.first else []
     account["stages"] = stages.came_to
     account["prompts"] = len(prompts)
     entry: dict[str, Any] = {"model": start.described(VALUE), "head": recipe.value.head}
@@ -179,6 +170,22 @@ def train_explicit(setting: Setting, given: Sequence[Any], held_out: Sequence[An
         "explicit": entry,
     }
     return finished(setting, guide, lines, account, time.monotonic() - began)
+
+
+def _measure_explicit(
+    stages: Explicit, pairs: Sequence[Pair], rollouts: Sequence[Answer]
+) -> list[dict[str, Any]]:
+    """Return the measures of the value on held-out pairs, or on responses that were drawn."""
+    judged = stages.reward(answers_of(pairs))
+    return report.explicit_lines(
+        stages.setting,
+        stages.load(VALUE),
+        stages.recipe.value.head,
+        stages.link,
+        stages.encoder,
+        judged or best_and_worst(rollouts),
+        rollouts,
+    )
 
 
 def _pairs(records: Sequence[Any]) -> list[Pair]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ivgcli.console import Narrator
 from ivgcli.decoding import ChunkRanking, Mode
 from ivgcli.decoding.search import Outcome, Request
 from ivgcli.recipes import BonRecipe
@@ -13,7 +14,8 @@ from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Value
 from ivgcli.workflows.assembly import Assembly
 from ivgcli.workflows.fields import prompted, response_fields, rounded, shared_fields
-from ivgcli.workflows.generate import Narrator, Summary, assemble, decode_all
+from ivgcli.workflows.generate import assemble, decode_all
+from ivgcli.workflows.summary import Part, Share, Summary, drawing
 
 
 def best_of_n(
@@ -22,6 +24,7 @@ def best_of_n(
     writer: ResponseWriter,
     trace: TraceWriter | None = None,
     progress: Narrator | None = None,
+    share: Share | None = None,
 ) -> Summary:
     """Draw N responses for every wanted one, value each when it ends, and write the best.
 
@@ -70,17 +73,15 @@ def best_of_n(
     def completes(outcome: Outcome) -> int:
         return 0 if (outcome.request.prompt.id, outcome.request.sample) in gathered else 1
 
+    each = recipe.best_of
     summary = decode_all(
-        recipe, assembly, mode, requests, record, None, progress, completes, recipe.best_of
+        recipe, assembly, mode, requests, record, None, progress, completes, each, share, each
     )
-    drawn = f"{summary.tokens:,} tokens drawn for {len(requests):,} candidates"
-    return replace(
-        summary,
-        records=len(wanted),
-        failures=failures,
-        tokens=kept[0],
-        notes=(*summary.notes, drawn),
-    )
+    drawn = (summary.tokens, summary.records)
+    kept_only = replace(summary, records=summary.records // each, failures=failures, tokens=kept[0])
+    if isinstance(kept_only, Part):
+        return replace(kept_only, drawn=drawn)
+    return replace(kept_only, notes=(*summary.notes, drawing(*drawn)))
 
 
 def ranking_value(recipe: BonRecipe, assembly: Assembly) -> Value:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ivgcli import __version__
+from ivgcli.console import Narrator
 from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.guesses import Guessed
@@ -31,44 +32,8 @@ from ivgcli.workflows.fields import (
     shared_fields,
     tracer,
 )
-
-
-class Narrator(Protocol):
-    """What a workflow tells while it runs; `console.Progress` is one."""
-
-    def advance(self, count: int = 1, text: str | None = None, under_way: float = 0.0) -> None:
-        """Count finished responses."""
-
-    def note(self, text: str, under_way: float = 0.0) -> None:
-        """Show a few words beside the count, and how many responses' worth of work is done on the others."""
-
-    def say(self, text: str) -> None:
-        """Tell something worth knowing."""
-
-    def warn(self, text: str) -> None:
-        """Tell something that may be wrong."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run came to."""
-
-    records: int
-    failures: list[tuple[str, str]]
-    """(id, sentence) of each record that has no response."""
-    tokens: int
-    """Tokens of the responses written."""
-    seconds: float
-    """Of decoding, without loading."""
-    rows: int
-    peak_memory_bytes: int | None
-    notes: tuple[str, ...] = ()
-    device: str = ""
-    networks: dict[str, dict[str, int]] = field(default_factory=dict)
-    """What each network did: passes, tokens read, and which of them were prompts, read again or peeked at."""
-    versions: dict[str, str] = field(default_factory=dict)
-    speculation: dict[str, float] = field(default_factory=dict)
-    """How guessing tokens ahead went; empty where nothing was guessed."""
+from ivgcli.workflows.shares import SharedRequests
+from ivgcli.workflows.summary import Part, Share, Summary
 
 
 def generate(
@@ -77,8 +42,17 @@ def generate(
     writer: ResponseWriter,
     trace: TraceWriter | None = None,
     progress: Narrator | None = None,
+    share: Share | None = None,
 ) -> Summary:
     """Decode every prompt `sampling.samples` times under the recipe's mode and write each response as it ends.
+
+    Args:
+        recipe: how.
+        prompts: what to answer.
+        writer: takes the responses.
+        trace: takes every ranking.
+        progress: told how far things are.
+        share: which of the responses, prompt by prompt, this process is to make; None: all.
 
     Raises:
         ModelError: a model cannot be had, driven or used in this mode.
@@ -105,7 +79,8 @@ def generate(
         found = response_fields(outcome, fields, choice_bound(mode.chunk, outcome))
         writer.write(by_id[request.prompt.id].respond(found))
 
-    return decode_all(recipe, assembly, mode, requests, record, tracer(trace, assembly), progress)
+    found = tracer(trace, assembly)
+    return decode_all(recipe, assembly, mode, requests, record, found, progress, share=share)
 
 
 def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
@@ -170,6 +145,8 @@ def decode_all(
     progress: Narrator | None,
     completes: Callable[[Outcome], int] = lambda outcome: 1,
     requests_each: int = 1,
+    share: Share | None = None,
+    unit: int = 1,
 ) -> Summary:
     """Run the engine over requests and hand every outcome on.
 
@@ -183,6 +160,8 @@ def decode_all(
         progress: told how far things are.
         completes: how many wanted responses an outcome completes.
         requests_each: requests of one wanted response.
+        share: which units this process is to do; None: all.
+        unit: requests of one unit.
     """
     limits = sampling_limits(recipe.sampling)
     engine = Engine(
@@ -209,14 +188,16 @@ def decode_all(
 
     def show(count: int) -> None:
         """Count finished responses, and show how far the others are."""
-        if progress is not None:
-            drawn, share = engine.under_way()
+        drawn, begun = engine.under_way()
+        under_way = (ended + begun) / requests_each - completed
+        if share is not None:
+            share.report(tokens + drawn, under_way)
+        elif progress is not None:
             rate = (tokens + drawn) / max(time.monotonic() - began, 1e-9)
-            progress.advance(
-                count, f"{rate:,.0f} tokens/s", (ended + share) / requests_each - completed
-            )
+            progress.advance(count, f"{rate:,.0f} tokens/s", under_way)
 
-    for outcome in engine.run(requests):
+    supply = requests if share is None else SharedRequests(share, requests, unit)
+    for outcome in engine.run(supply):
         record(outcome)
         ended += 1
         if outcome.winner is None:
@@ -230,19 +211,23 @@ def decode_all(
     seconds = time.monotonic() - began
     peak = peak_memory(assembly.base.network.device)
     guessed = engine.guessed()
-    return Summary(
-        len(requests),
+    summary = Summary(
+        ended,
         failures,
         tokens,
         seconds,
         engine.rows,
         peak,
-        (*assembly.notes, *bridging(bridged), *guessing(guessed)),
+        (*assembly.notes, *((*bridging(bridged), *guessing(guessed)) if share is None else ())),
         device_name(assembly.base.network.device),
         {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
         {"ivgcli": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         {} if guessed is None else guessed.to_json(),
     )
+    if share is None:
+        return summary
+    tally = astuple(sum(bridged, Tally()))
+    return Part(**vars(summary), base=assembly.base.network.name, bridged=tally)
 
 
 def bridging(tallies: Sequence[Tally]) -> list[str]:

@@ -6,7 +6,7 @@ Tokens and operations are upper bounds: every response is taken to run to `max_n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ivgcli.models.memory import free_memory
 from ivgcli.recipes import (
@@ -192,6 +192,21 @@ def rows_line(
         line = f"rows: as many as memory holds, {counted(need, 'row')} at least"
         return f"{line}; each keeps {size(plan.row)}", tuple(notes)
     return f"{counted(rows, 'row')} at once keep {size(rows * plan.row)} at most", tuple(notes)
+
+
+def among_workers(plan: Plan, count: int, gpus: bool) -> Plan:
+    """Return a plan as several workers would carry it out.
+
+    Args:
+        plan: of one process.
+        count: workers.
+        gpus: whether each has a GPU of its own; else they share the CPU.
+    """
+    weights = "all weights" if plan.weights is None else f"all weights, {size(plan.weights)}"
+    place = "each on a GPU of its own" if gpus else "all on this CPU"
+    told = f"{count} workers, {place}; each loads {weights}"
+    counts = "rows and memory are those of one worker, tokens and FLOPs of all together"
+    return replace(plan, lines=(*plan.lines, told, counts))
 
 
 def where(survey: Survey) -> str:

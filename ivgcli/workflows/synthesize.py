@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ivgcli.console import Narrator
 from ivgcli.decoding.search import Outcome, Request
 from ivgcli.models.loading import Networks
 from ivgcli.recipes import SynthesizeRecipe, run_id
 from ivgcli.records import Pair, PairWriter, Prompt
 from ivgcli.workflows.fields import choice_bound, prompted, response_fields, rounded, shared_fields
-from ivgcli.workflows.generate import (
-    Narrator,
-    Summary,
-    assemble,
-    build_mode,
-    decode_all,
-    device_name,
-)
+from ivgcli.workflows.generate import assemble, build_mode, decode_all, device_name
 from ivgcli.workflows.rewards import Reward
+from ivgcli.workflows.shares import portions
+from ivgcli.workflows.summary import Share, Summary
 
 CHAT_AS_TEXT = (
     "the responses were drawn through the base's chat template, and the pairs are plain text:"
@@ -33,8 +29,9 @@ def draw_and_score(
     prompts: Sequence[Prompt],
     writer: PairWriter,
     progress: Narrator | None = None,
+    share: Share | None = None,
 ) -> Summary:
-    """Draw `responses` responses for each prompt, score them, and hand them to the writer.
+    """Draw `responses` responses for each prompt of ours, score them, and hand them to the writer.
 
     They are those that `ivg generate --samples` draws under the same seed. A prompt of whose
     responses one fails has failed as a whole: which pairs it makes is a matter of all of them.
@@ -81,12 +78,15 @@ def draw_and_score(
             failures.append((identity, failure))
         writer.write([by_id[identity].respond(each) for each in fields])
 
-    summary = decode_all(recipe, assembly, mode, requests, record, None, progress)
+    each = recipe.responses
+    summary = decode_all(
+        recipe, assembly, mode, requests, record, None, progress, share=share, unit=each
+    )
     notes = summary.notes
     plain = not recipe.conversational and any(prompt.messages is None for prompt in prompts)
     if assembly.base.prompts.chat and plain:
         notes += (CHAT_AS_TEXT,)
-    return replace(summary, records=len(wanted), failures=failures, notes=notes)
+    return replace(summary, records=summary.records // each, failures=failures, notes=notes)
 
 
 def score_again(
@@ -94,6 +94,7 @@ def score_again(
     pairs: Sequence[Pair],
     writer: PairWriter,
     progress: Narrator | None = None,
+    share: Share | None = None,
 ) -> Summary:
     """Score both responses of each pair and hand them to the writer, the chosen one as number 0.
 
@@ -106,7 +107,7 @@ def score_again(
     wanted = [pair for pair in pairs if pair.id not in writer.done]
     failures: list[tuple[str, str]] = []
     began = time.monotonic()
-    for pair in wanted:
+    for [pair] in portions(wanted, 1, share):
         texts = [pair.chosen, pair.rejected]
         fields: list[dict[str, Any]] = [
             {"response": text, "sample": sample, "run": run} for sample, text in enumerate(texts)

@@ -68,6 +68,22 @@ def test_the_table_of_ivg_names_every_network_with_its_numbers(here: Path) -> No
         assert any(line.endswith(f" {name}") for line in text.splitlines())
 
 
+def test_several_workers_are_planned_and_more_than_there_are_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = f"{COMMANDS['generate']} --device cpu --gpus 3"
+    text = " ".join(planned("generate", words).split())
+    weights = text.split(" all ")[-1].split(" KiB")[0]
+    assert f"3 workers, all on this CPU; each loads all weights, {weights} KiB" in text
+    assert "rows and memory are those of one worker" in text
+    words = f"{COMMANDS['bon']} --device cuda --gpus 3"  # for another machine
+    assert "3 workers, each on a GPU of its own" in " ".join(planned("bon", words).split())
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    result = CliRunner().invoke(app, ["bon", *words.split(), "--dry-run"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith("only 2 are here → --gpus 2")
+
+
 def test_input_that_is_not_here_is_told_and_its_number_is_the_limits(here: Path) -> None:
     words = "--base llama --in hf:someone/prompts:test --limit 7"
     text = " ".join(planned("generate", words).split())
