@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "__init__"},
     {"console", "records", "recipes"},
-    {"models", "objectives", "statistics", "figures"},
+    {"models", "serving", "objectives", "statistics", "figures"},
     {"scoring"},
     {"values"},
     {"decoding"},
@@ -37,7 +37,7 @@ DOORS = {
     "json": {"records", "models"},  # models read the configuration files that lie beside weights
     "datasets": {"records", "training"},
     "transformers": {"models", "scoring", "training", "judging"},
-    "openai": {"judging"},
+    "openai": {"serving"},
     "alpaca_eval": {"judging"},
     "pandas": {"judging"},
     "trl": {"training"},

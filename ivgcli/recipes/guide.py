@@ -29,6 +29,18 @@ CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`module:function`; a model never looks like this, for `package:NAME/FILE` has a slash."""
 
 
+SERVER = re.compile(r"openai:(?:(?P<url>https?://[^#\s]+)#)?(?P<model>[^#\s]+)")
+"""`openai:MODEL`, at the client's own address, or `openai:http://HOST:PORT/v1#MODEL`."""
+
+
+def check_server(server: str) -> str:
+    """Refuse an address that names no model."""
+    if not SERVER.fullmatch(server):
+        what = f'expected openai:MODEL or openai:http://HOST:PORT/v1#MODEL, got "{server}"'
+        raise ValueError(what)
+    return server
+
+
 class Section(BaseModel):
     """The behaviour that all parts of a recipe share: strict types, no unknown keys, frozen."""
 
