@@ -17,6 +17,7 @@ from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
 from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
+from ivgcli.decoding.served import ServedBase
 from ivgcli.decoding.step import next_tokens
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
@@ -37,7 +38,7 @@ class Engine:
     """Decodes requests under a mode.
 
     Args:
-        base: stream of the large frozen model.
+        base: stream of the large frozen model, or where it is served.
         mode: how tokens are drawn and chunks are ranked.
         limits: length, temperature, truncation, stop strings.
         eos_ids: token ids that end a response.
@@ -53,7 +54,7 @@ class Engine:
 
     def __init__(
         self,
-        base: Stream,
+        base: Stream | ServedBase,
         mode: Mode,
         limits: Limits,
         eos_ids: frozenset[int],
@@ -82,13 +83,14 @@ class Engine:
                 id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None
             }.values()
         )
-        streams = [base, *(stream for value in self.values for stream in value.streams())]
+        self.served = base if isinstance(base, ServedBase) else None
+        local = [] if isinstance(base, ServedBase) else [base]
+        streams = [*local, *(stream for value in self.values for stream in value.streams())]
         self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
         self.width = width or base.network.width
         self.vocabulary = torch.arange(self.width, dtype=torch.int32, device=base.network.device)
-        self.stops = StopStrings(
-            base.network.tokenizer, limits.stop, self.width if limits.stop else 0
-        )
+        stops = limits.stop if self.served is None else ()
+        self.stops = StopStrings(base.network.tokenizer, stops, self.width if stops else 0)
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -99,6 +101,8 @@ class Engine:
         self.owner: list[str | None] = [None] * rows
         for follower in (*self.streams, *self.values):
             follower.resize(rows)
+        if self.served is not None:
+            self.served.resize(rows)
 
     def under_way(self) -> tuple[int, float]:
         """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.
@@ -184,6 +188,8 @@ class Engine:
                 self.owner[slot] = request.prompt.id
                 for stream in self.streams:
                     stream.spent[slot] = 0
+            if self.served is not None:
+                self.served.begin(search.slots)
             # From here on the request is under way, and begins again should memory run out below.
             self.searches.append(search)
             started.append(search)
@@ -207,7 +213,10 @@ class Engine:
         """Return a search for a request, or its failure if the prompt does not suit a model or leaves no room."""
         prompt = request.prompt
         room = self.limits.max_new_tokens
-        for stream in self.streams:
+        readers: list[Stream | ServedBase] = [*self.streams]
+        if self.served is not None:
+            readers.insert(0, self.served)
+        for stream in readers:
             try:
                 length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
             except RecordError as problem:
@@ -260,6 +269,9 @@ class Engine:
         if not live:
             return ()
         live.sort(key=lambda pair: pair[0])
+        if isinstance(self.base, ServedBase):
+            self.base.step(live, self.mode.token)
+            return ()
         slots = [slot for slot, _ in live]
         states = [search.hypotheses[slot].row for slot, search in live]
         keys = step_keys(
@@ -323,8 +335,9 @@ class Engine:
             values = judge.value.values(rows, [hypothesis.row for hypothesis in found]).tolist()
             for hypothesis, value in zip(found, values, strict=True):
                 hypothesis.value = value
-        for slot, hypothesis in zip(rows, found, strict=True):
-            hypothesis.base_logprob = float(self.base.totals[slot])
+        if isinstance(self.base, Stream):
+            for slot, hypothesis in zip(rows, found, strict=True):
+                hypothesis.base_logprob = float(self.base.totals[slot])
 
     def _rank(self, search: Search) -> tuple[Hypothesis | None, tuple[list[int], list[int]]]:
         """Return the winner if the search is over, and the slots to copy if it goes on."""
@@ -366,7 +379,12 @@ class Engine:
         tallies = (each.rows[slot] for each in self.coverages for slot in search.slots)
         coverage = sum(tallies, Tally())
         return Outcome(
-            search.request, winner, text=text, spent=self._spent(search), coverage=coverage
+            search.request,
+            winner,
+            text=text,
+            spent=self._spent(search),
+            coverage=coverage,
+            usage={} if self.served is None else self.served.used(search.slots),
         )
 
     def _spent(self, search: Search) -> tuple[Spent, ...]:

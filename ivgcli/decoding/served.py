@@ -1,0 +1,384 @@
+"""A base behind a server, as the engine draws from it: chunks of many searches in flight at once.
+
+The engine's rows, values, rankings and rules are those of a local base; what differs is where tokens come from. A row
+asks for its whole chunk at a time, together with the rows that share its prefix. Under token guidance it asks for
+the most probable next tokens instead, which are tilted by values and drawn from here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ivgcli.decoding import Limits, TokenGuidance
+from ivgcli.decoding.draws import step_keys
+from ivgcli.decoding.guidance import tilted
+from ivgcli.decoding.sampling import draw, warped
+from ivgcli.decoding.search import Hypothesis, Search
+from ivgcli.errors import ModelError
+from ivgcli.models.failures import RowFailure
+from ivgcli.models.logprobs import picked
+from ivgcli.models.served import ServedNetwork, ServedPrompts
+from ivgcli.models.streams import read_all
+from ivgcli.models.text import BROKEN, cut_at, response_text
+from ivgcli.serving.completions import Completions, Prompt, Reply, Wish, seed_of
+from ivgcli.serving.flight import Flight
+from ivgcli.serving.replies import Choice
+from ivgcli.serving.server import UNANSWERED, Fault
+from ivgcli.values import Row, require_finite
+
+Live = Sequence[tuple[int, Search]]
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One request under way, and the rows that share its prefix."""
+
+    search: Search
+    slots: tuple[int, ...]
+    wish: Wish
+
+
+class ServedBase:
+    """A large frozen model that somebody else serves.
+
+    Args:
+        network: what is here of it.
+        prompts: how it is shown a prompt.
+        completions: its endpoint for texts.
+        chat: its endpoint for conversations; None: they do not go there.
+        limits: as the engine's.
+        in_flight: requests at once.
+        guided: whether tokens are drawn here, so that rows hold their ids.
+    """
+
+    def __init__(
+        self,
+        network: ServedNetwork,
+        prompts: ServedPrompts,
+        completions: Completions,
+        chat: Completions | None,
+        limits: Limits,
+        in_flight: int,
+        guided: bool = False,
+    ) -> None:
+        self.network, self.prompts = network, prompts
+        self.in_flight = in_flight
+        self.by_ids = prompts.by_ids or guided
+        """Whether rows hold the base's token ids; else they hold text, and stand-ins for its tokens."""
+        self._endpoints = {False: completions, True: chat}
+        self._limits = limits
+        self._over = threading.Event()
+        self._flight: Flight | None = None
+        self._client: object = None
+        self.resize(1)
+
+    def resize(self, rows: int) -> None:
+        """Forget all rows; what is under way for them is not looked at when it lands."""
+        self._errands: dict[int, Errand] = {}
+        self._failures: list[RowFailure] = []
+        self.usage = [(0, 0, 0)] * rows
+        """Requests, prompt tokens and completion tokens of each row."""
+
+    def close(self) -> None:
+        """Abandon what is under way."""
+        if self._flight is not None:
+            self._flight.close()
+
+    def notes(self) -> list[str]:
+        """Return what is to be said about the server."""
+        found = [each.notes for each in self._endpoints.values() if each is not None]
+        return [note for notes in found for note in notes]
+
+    def begin(self, slots: Sequence[int]) -> None:
+        """Begin rows anew."""
+        for slot in slots:
+            self.usage[slot] = (0, 0, 0)
+
+    def used(self, slots: Sequence[int]) -> dict[str, int]:
+        """Return what the requests for some rows took, as the server counts it."""
+        names = ("requests", "prompt_tokens", "completion_tokens")
+        counts = zip(*(self.usage[slot] for slot in slots), strict=True)
+        return dict(zip(names, map(sum, counts), strict=True))
+
+    def step(self, live: Live, guidance: TokenGuidance | None) -> None:
+        """Ask for what rows lack, wait until something lands, and book it.
+
+        Args:
+            live: rows that have neither ended nor come to the end of their chunk, with their searches.
+            guidance: how values tilt the next token.
+
+        Raises:
+            RowFailure: a request was given up, or a value gave a number that is not finite.
+            ModelError: the server has stopped answering.
+        """
+        if not self._failures:
+            current = dict(live)
+            idle = [
+                (slot, search)
+                for slot, search in live
+                if slot not in self._errands or self._errands[slot].search is not search
+            ]
+            for errand in self._errands_of(idle, guidance):
+                self._send(errand)
+            told: list[tuple[Errand, Reply]] = []
+            for errand, found in self._landed():
+                self._take(errand, found, current, told)
+            if told and guidance is not None:
+                self._guide(told, guidance)
+        if self._failures:
+            raise self._failures.pop(0)
+
+    def _errands_of(self, idle: Live, guidance: TokenGuidance | None) -> Iterator[Errand]:
+        """Yield one request for all rows of a search that share their prefix, or one for each."""
+        groups: dict[tuple[int, tuple[int, ...], str | None], list[tuple[int, Search]]] = {}
+        for slot, search in idle:
+            state = search.hypotheses[slot].row
+            key = (id(search), tuple(state.tokens), state.text)
+            groups.setdefault(key, []).append((slot, search))
+        greedy = self._limits.temperature == 0
+        for members in groups.values():
+            slots = tuple(slot for slot, _ in members)
+            search = members[0][1]
+            prompt = self._prompt(search.hypotheses[slots[0]].row)
+            endpoint = self._endpoint(prompt)
+            # Greedy rows with one prefix have one continuation, and so have rows that ask for log-probabilities.
+            guided = guidance is not None and self._place(search, slots[0]) % guidance.every == 0
+            if greedy or guided or endpoint.gifts.count:
+                yield self._errand(search, slots, prompt, guidance, 1 if greedy else len(slots))
+            else:
+                for slot in slots:
+                    yield self._errand(search, (slot,), prompt, guidance, 1)
+
+    def _errand(
+        self,
+        search: Search,
+        slots: tuple[int, ...],
+        prompt: Prompt,
+        guidance: TokenGuidance | None,
+        count: int,
+    ) -> Errand:
+        """Return a request for the next tokens of rows with one prefix."""
+        place = self._place(search, slots[0])
+        room = min(search.chunk_end, search.max_new_tokens) - place
+        seed = seed_of(search.keys[slots[0]], place)
+        if guidance is None:
+            return Errand(search, slots, Wish(prompt, room, seed, count))
+        into = place % guidance.every
+        if into:
+            return Errand(
+                search, slots, Wish(prompt, min(room, guidance.every - into), seed, count)
+            )
+        return Errand(search, slots, Wish(prompt, 1, seed, 1, self._endpoint(prompt).gifts.tops))
+
+    def _place(self, search: Search, slot: int) -> int:
+        """Return how many tokens a row has."""
+        return len(search.hypotheses[slot].row.tokens)
+
+    def _prompt(self, state: Row) -> Prompt:
+        """Return what the server is shown of a row: prompt and response so far."""
+        asked = state.prompt
+        if self.prompts.by_ids:
+            return (*state.prompt_ids, *state.tokens)
+        messages = self.prompts.messages(asked.text, asked.messages)
+        if messages is not None:
+            return messages
+        text = self.prompts.text(asked.text, asked.messages, asked.id)
+        if self.by_ids:
+            return text + response_text(self.network.tokenizer, state.prompt_ids, state.tokens)
+        return text + (state.text or "")
+
+    def _endpoint(self, prompt: Prompt) -> Completions:
+        """Return where a prompt goes, found out about before it is first used."""
+        talks = not isinstance(prompt, str) and bool(prompt) and not isinstance(prompt[0], int)
+        found = self._endpoints[talks]
+        if found is None:
+            raise AssertionError("conversations go to the chat endpoint only where there is one")
+        if not found.known:
+            found.probe(prompt)
+        return found
+
+    def _send(self, errand: Errand) -> None:
+        """Have a request made."""
+        endpoint = self._endpoint(errand.wish.prompt)
+        if self._flight is None:
+            client = endpoint.server.client(self._over)
+            self._flight = Flight(self.in_flight, self._over, client.close)
+            self._client = client
+        for slot in errand.slots:
+            self._errands[slot] = errand
+        ask: Callable[[], Reply | Fault] = functools.partial(
+            endpoint.ask, self._client, errand.wish, self._over
+        )
+        self._flight.submit(errand, ask)
+
+    def _landed(self) -> Iterator[tuple[Errand, Reply | Fault]]:
+        """Yield what has landed, having waited for one."""
+        flight = self._flight
+        if flight is None or not flight.under_way:
+            return
+        landed = flight.land()
+        while landed is not None:
+            yield landed
+            landed = flight.land(wait=False)
+
+    def _take(
+        self,
+        errand: Errand,
+        found: Reply | Fault,
+        current: dict[int, Search],
+        told: list[tuple[Errand, Reply]],
+    ) -> None:
+        """Book a reply, or put it aside for guidance; rows that have been given up are past caring."""
+        slots = [slot for slot in errand.slots if current.get(slot) is errand.search]
+        if not slots:
+            return
+        for slot in slots:
+            del self._errands[slot]
+        if isinstance(found, Fault):
+            self._give_up(found, slots)
+            return
+        requests, prompts, drawn = self.usage[slots[0]]
+        counts = (prompts + found.prompt_tokens, drawn + found.completion_tokens)
+        self.usage[slots[0]] = (requests + 1, *counts)
+        if errand.wish.tops:
+            told.append((errand, found))
+            return
+        alike = self._limits.temperature == 0
+        choices = found.choices[:1] * len(slots) if alike else found.choices
+        # Fewer choices than rows: the others ask again.
+        for slot, choice in zip(slots, choices, strict=False):
+            self._book(errand.search, slot, choice, errand.wish.max_tokens)
+
+    def _give_up(self, fault: Fault, slots: Sequence[int]) -> None:
+        """Fail the rows of a request, or the run if the server answers nothing any more."""
+        server = next(each.server for each in self._endpoints.values() if each is not None)
+        unanswered = server.give_up()
+        if unanswered >= UNANSWERED:
+            what = f"has answered none of the latest {unanswered} requests; the last: {fault.what}"
+            raise ModelError(server.name, what, "check the server, then go on with --resume")
+        self._failures.append(RowFailure(server.name, fault.what, "--resume tries it again", slots))
+
+    def _book(self, search: Search, slot: int, choice: Choice, asked: int) -> None:
+        """Append a chunk to a row, and see whether it ends the response."""
+        hypothesis = search.hypotheses[slot]
+        state = hypothesis.row
+        ended = choice.finish in ("eos", "unknown")
+        if self.by_ids:
+            self._append(state, list(choice.ids or ()), ended)
+        else:
+            state.tokens += _marks(choice)
+            state.text = (state.text or "") + choice.text
+        if choice.logprob is None or hypothesis.base_logprob is None:
+            hypothesis.base_logprob = None
+        else:
+            hypothesis.base_logprob += choice.logprob
+        self._close(search, state, choice, asked)
+
+    def _append(self, state: Row, ids: list[int], ended: bool) -> None:
+        """Append token ids; one that ends the response is among them, whether or not the server tells it."""
+        tokenizer = self.network.tokenizer
+        assert tokenizer is not None
+        if ended and (not ids or ids[-1] not in tokenizer.all_special_ids):
+            ids.append(tokenizer.eos_token_id)
+        state.tokens += ids
+
+    def _close(self, search: Search, state: Row, choice: Choice, asked: int) -> None:
+        """Set how a response ended, if it has."""
+        cut = self._cut(state)
+        if cut is not None:
+            state.finish, state.text = "stop", cut
+        elif choice.finish == "eos" or (choice.finish == "unknown" and self._ends(state)):
+            state.finish = "eos"
+        elif choice.finish in ("stop", "unknown"):
+            state.finish = "stop"
+        elif len(state.tokens) >= search.max_new_tokens or choice.tokens < asked:
+            state.finish = "length"  # the server's own limit is one, too
+        elif state.text is not None:
+            state.text = state.text.rstrip(BROKEN)  # half a character is drawn again
+
+    def _ends(self, state: Row) -> bool:
+        """Return whether the latest token is one that ends responses, as far as that is known."""
+        return self.by_ids and state.tokens[-1] in self.network.eos_ids
+
+    def _cut(self, state: Row) -> str | None:
+        """Return the response before the first stop string; None if there is none."""
+        stops = self._limits.stop
+        if not stops:
+            return None
+        text = state.text or ""
+        if self.by_ids:
+            text = response_text(self.network.tokenizer, state.prompt_ids, state.tokens)
+        return cut_at(text, stops)
+
+    def _guide(self, told: Sequence[tuple[Errand, Reply]], guidance: TokenGuidance) -> None:
+        """Tilt what the server told of the next token of each row, draw from it, and book that."""
+        rows = [(slot, each.search, reply) for each, reply in told for slot in each.slots]
+        slots = [slot for slot, _, _ in rows]
+        found = [search.hypotheses[slot] for slot, search, _ in rows]
+        states = [hypothesis.row for hypothesis in found]
+        logprobs = self._table([reply.choices[0] for _, _, reply in rows])
+        streams = {id(each): each for each in guidance.value.token_streams()}
+        tokens = [state.tokens for state in states]
+        read_all([each.unread(slots, tokens) for each in streams.values()])
+        limits, source = self._limits, logprobs
+        if guidance.warp == "before":
+            source, limits = warped(logprobs, limits), Limits()
+        known = int(torch.isfinite(logprobs).sum(-1).max())
+        asked = guidance.candidates
+        if guidance.value.needs_candidates or asked is not None:
+            asked = min(known, asked or known)
+        # What the server does not tell of has no probability here, so nothing else need be asked of it.
+        told_only = replace(guidance, candidates=asked, outside="drop")
+        tilt = tilted(told_only, source, slots, states)
+        keys = step_keys(
+            [search.keys[slot] for slot, search, _ in rows], list(map(len, tokens)), tilt.device
+        )
+        vocabulary = torch.arange(tilt.shape[1], dtype=torch.int32, device=tilt.device)
+        drawn = draw(tilt, limits, keys, vocabulary)
+        require_finite(guidance.value.name, slots, drawn.logprobs)
+        cold = source if limits.temperature in (0, 1) else source / limits.temperature
+        gains = drawn.logprobs - picked(cold, drawn.tokens)
+        under = logprobs.gather(1, drawn.tokens[:, None])[:, 0].tolist()
+        chosen = drawn.tokens.tolist()
+        guidance.value.drawn(slots, chosen)
+        for number, (_, search, _) in enumerate(rows):
+            self._book_token(search, found[number], chosen[number], float(gains[number]))
+            if found[number].base_logprob is not None:
+                found[number].base_logprob += under[number]
+
+    def _table(self, choices: Sequence[Choice]) -> torch.Tensor:
+        """Return the log-probabilities (B, V) that a server told, −inf for the tokens that it did not tell of."""
+        table = torch.full((len(choices), self.network.width), -torch.inf)
+        for row, choice in enumerate(choices):
+            for name, logprob in choice.tops:
+                token = self.network.ids.get(name) if isinstance(name, str) else name
+                if token is not None and token < table.shape[1]:
+                    table[row, token] = logprob
+        return table.to(self.network.device)
+
+    def _book_token(self, search: Search, hypothesis: Hypothesis, token: int, gain: float) -> None:
+        """Append a drawn token and see whether it ends the response."""
+        state = hypothesis.row
+        state.tokens.append(token)
+        hypothesis.kl += gain
+        if token in self.network.eos_ids:
+            state.finish = "eos"
+            return
+        cut = self._cut(state)
+        if cut is not None:
+            state.finish, state.text = "stop", cut
+        elif len(state.tokens) >= search.max_new_tokens:
+            state.finish = "length"
+
+
+def _marks(choice: Choice) -> list[int]:
+    """Return stand-ins for the tokens of a text: as many as there are, and other ones for another text."""
+    digest = hashlib.blake2b(choice.text.encode(), digest_size=4).digest()
+    first = int.from_bytes(digest, "little") >> 1
+    return [first, *[0] * (choice.tokens - 1)] if choice.tokens else []
