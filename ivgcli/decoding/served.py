@@ -258,7 +258,7 @@ class ServedBase:
     def _give_up(self, fault: Fault, slots: Sequence[int]) -> None:
         """Fail the rows of a request, or the run if the server answers nothing any more."""
         server = next(each.server for each in self._endpoints.values() if each is not None)
-        unanswered = server.give_up()
+        unanswered = 0 if fault.final else server.give_up()
         if unanswered >= UNANSWERED:
             what = f"has answered none of the latest {unanswered} requests; the last: {fault.what}"
             raise ModelError(server.name, what, "check the server, then go on with --resume")
@@ -342,15 +342,19 @@ class ServedBase:
         vocabulary = torch.arange(tilt.shape[1], dtype=torch.int32, device=tilt.device)
         drawn = draw(tilt, limits, keys, vocabulary)
         require_finite(guidance.value.name, slots, drawn.logprobs)
-        cold = source if limits.temperature in (0, 1) else source / limits.temperature
-        gains = drawn.logprobs - picked(cold, drawn.tokens)
-        under = logprobs.gather(1, drawn.tokens[:, None])[:, 0].tolist()
+        plain = logprobs.gather(1, drawn.tokens[:, None])[:, 0]
+        under = plain
+        if source is not logprobs or limits.temperature not in (0, 1):
+            # At another temperature, the base's distribution is known over the candidates alone.
+            cold = source if limits.temperature in (0, 1) else source / limits.temperature
+            under = picked(cold, drawn.tokens)
+        gains = (drawn.logprobs - under).tolist()
         chosen = drawn.tokens.tolist()
         guidance.value.drawn(slots, chosen)
         for number, (_, search, _) in enumerate(rows):
-            self._book_token(search, found[number], chosen[number], float(gains[number]))
-            if found[number].base_logprob is not None:
-                found[number].base_logprob += under[number]
+            self._book_token(
+                search, found[number], chosen[number], gains[number], float(plain[number])
+            )
 
     def _table(self, choices: Sequence[Choice]) -> torch.Tensor:
         """Return the log-probabilities (B, V) that a server told, −inf for the tokens that it did not tell of."""
@@ -362,11 +366,15 @@ class ServedBase:
                     table[row, token] = logprob
         return table.to(self.network.device)
 
-    def _book_token(self, search: Search, hypothesis: Hypothesis, token: int, gain: float) -> None:
+    def _book_token(
+        self, search: Search, hypothesis: Hypothesis, token: int, gain: float, logprob: float
+    ) -> None:
         """Append a drawn token and see whether it ends the response."""
         state = hypothesis.row
         state.tokens.append(token)
         hypothesis.kl += gain
+        if hypothesis.base_logprob is not None:
+            hypothesis.base_logprob += logprob
         if token in self.network.eos_ids:
             state.finish = "eos"
             return

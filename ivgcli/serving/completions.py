@@ -131,7 +131,9 @@ class Completions:
             client.close()
         first = reply.choices[0]
         by_ids = isinstance(wish.prompt, tuple) and first.ids is not None
-        same = isinstance(again, Reply) and again.choices == reply.choices
+        # Texts, for log-probabilities differ in their last digits with whatever else the server is doing.
+        texts = [each.text for each in reply.choices]
+        same = isinstance(again, Reply) and [each.text for each in again.choices] == texts
         self.gifts = Gifts(
             count=len(reply.choices) == 2,
             logprobs=first.logprob is not None,
@@ -285,11 +287,12 @@ class Completions:
 
     def _tell(self) -> None:
         """Note what a reader of the results has to know."""
-        greedy, name = self.sampling.temperature == 0, self.server.name
-        if not self.gifts.seed and not greedy:
+        name = self.server.name
+        drawn_here = self.sampling.temperature == 0 or self.tops > 0
+        if not self.gifts.seed and not drawn_here:
             how = "knows no seed" if "seed" in self._refused else "does not repeat itself by seed"
             self.notes.append(f"{name} {how}: another run draws other responses")
-        if not self.gifts.count and not greedy and self.endpoint == "completions":
+        if not self.gifts.count and not drawn_here and self.endpoint == "completions":
             self.notes.append(
                 f"{name} gives one response to a request, whatever n says: each is asked"
             )

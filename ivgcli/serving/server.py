@@ -30,6 +30,9 @@ ENDINGS = {
 }
 """What no further request will mend, by its HTTP status."""
 
+PASSING = (408, 409, 429)
+"""Statuses below 500 that may pass."""
+
 Read = TypeVar("Read")
 
 
@@ -42,6 +45,8 @@ class Fault:
     """Why there is no answer, in words that follow the server's name."""
 
     what: str
+    final: bool = False
+    """Whether the server has answered, and refuses this very request."""
 
 
 class Server:
@@ -129,7 +134,8 @@ class Server:
             except self._openai.APIStatusError as error:
                 if mended(error):
                     continue
-                return Fault(self._refusal(error))
+                final = int(error.status_code) < 500 and int(error.status_code) not in PASSING
+                return Fault(self._refusal(error), final)
             except self._openai.APIError as error:
                 said = quoted(error.message, self._key)
                 return Fault(f"gave no answer in {_times(left)} ({said})")
