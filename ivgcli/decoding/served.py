@@ -8,29 +8,21 @@ the most probable next tokens instead, which are tilted by values and drawn from
 from __future__ import annotations
 
 import functools
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from ivgcli.decoding import Limits, TokenGuidance
-from ivgcli.decoding.draws import step_keys
-from ivgcli.decoding.guidance import tilted
-from ivgcli.decoding.sampling import draw, warped
-from ivgcli.decoding.search import Hypothesis, Search
+from ivgcli.decoding.booking import Ledger
+from ivgcli.decoding.search import Search
+from ivgcli.decoding.told import draw_told
 from ivgcli.errors import ModelError
 from ivgcli.models.failures import RowFailure
-from ivgcli.models.logprobs import picked
 from ivgcli.models.served import ServedNetwork, ServedPrompts
-from ivgcli.models.streams import read_all
-from ivgcli.models.text import BROKEN, cut_at, response_text
 from ivgcli.serving.completions import Completions, Prompt, Reply, Wish, seed_of
 from ivgcli.serving.flight import Flight
-from ivgcli.serving.replies import Choice
 from ivgcli.serving.server import UNANSWERED, Fault
-from ivgcli.values import Row, require_finite
+from ivgcli.values import Row
 
 Live = Sequence[tuple[int, Search]]
 
@@ -71,6 +63,7 @@ class ServedBase:
         self.in_flight = in_flight
         self.by_ids = prompts.by_ids or guided
         """Whether rows hold the base's token ids; else they hold text, and stand-ins for its tokens."""
+        self._ledger = Ledger(network, limits.stop, self.by_ids)
         self._endpoints = {False: completions, True: chat}
         self._limits = limits
         self._over = threading.Event()
@@ -189,9 +182,7 @@ class ServedBase:
         if messages is not None:
             return messages
         text = self.prompts.text(asked.text, asked.messages, asked.id)
-        if self.by_ids:
-            return text + response_text(self.network.tokenizer, state.prompt_ids, state.tokens)
-        return text + (state.text or "")
+        return text + self._ledger.text(state)
 
     def _endpoint(self, prompt: Prompt) -> Completions:
         """Return where a prompt goes, found out about before it is first used."""
@@ -253,7 +244,8 @@ class ServedBase:
         choices = found.choices[:1] * len(slots) if alike else found.choices
         # Fewer choices than rows: the others ask again.
         for slot, choice in zip(slots, choices, strict=False):
-            self._book(errand.search, slot, choice, errand.wish.max_tokens)
+            hypothesis = errand.search.hypotheses[slot]
+            self._ledger.chunk(errand.search, hypothesis, choice, errand.wish.max_tokens)
 
     def _give_up(self, fault: Fault, slots: Sequence[int]) -> None:
         """Fail the rows of a request, or the run if the server answers nothing any more."""
@@ -264,129 +256,20 @@ class ServedBase:
             raise ModelError(server.name, what, "check the server, then go on with --resume")
         self._failures.append(RowFailure(server.name, fault.what, "--resume tries it again", slots))
 
-    def _book(self, search: Search, slot: int, choice: Choice, asked: int) -> None:
-        """Append a chunk to a row, and see whether it ends the response."""
-        hypothesis = search.hypotheses[slot]
-        state = hypothesis.row
-        ended = choice.finish in ("eos", "unknown")
-        if self.by_ids:
-            self._append(state, list(choice.ids or ()), ended)
-        else:
-            state.tokens += _marks(choice)
-            state.text = (state.text or "") + choice.text
-        if choice.logprob is None or hypothesis.base_logprob is None:
-            hypothesis.base_logprob = None
-        else:
-            hypothesis.base_logprob += choice.logprob
-        self._close(search, state, choice, asked)
-
-    def _append(self, state: Row, ids: list[int], ended: bool) -> None:
-        """Append token ids; one that ends the response is among them, whether or not the server tells it."""
-        tokenizer = self.network.tokenizer
-        assert tokenizer is not None
-        if ended and (not ids or ids[-1] not in tokenizer.all_special_ids):
-            ids.append(tokenizer.eos_token_id)
-        state.tokens += ids
-
-    def _close(self, search: Search, state: Row, choice: Choice, asked: int) -> None:
-        """Set how a response ended, if it has."""
-        cut = self._cut(state)
-        if cut is not None:
-            state.finish, state.text = "stop", cut
-        elif choice.finish == "eos" or (choice.finish == "unknown" and self._ends(state)):
-            state.finish = "eos"
-        elif choice.finish in ("stop", "unknown"):
-            state.finish = "stop"
-        elif len(state.tokens) >= search.max_new_tokens or choice.tokens < asked:
-            state.finish = "length"  # the server's own limit is one, too
-        elif state.text is not None:
-            state.text = state.text.rstrip(BROKEN)  # half a character is drawn again
-
-    def _ends(self, state: Row) -> bool:
-        """Return whether the latest token is one that ends responses, as far as that is known."""
-        return self.by_ids and state.tokens[-1] in self.network.eos_ids
-
-    def _cut(self, state: Row) -> str | None:
-        """Return the response before the first stop string; None if there is none."""
-        stops = self._limits.stop
-        if not stops:
-            return None
-        text = state.text or ""
-        if self.by_ids:
-            text = response_text(self.network.tokenizer, state.prompt_ids, state.tokens)
-        return cut_at(text, stops)
-
     def _guide(self, told: Sequence[tuple[Errand, Reply]], guidance: TokenGuidance) -> None:
-        """Tilt what the server told of the next token of each row, draw from it, and book that."""
+        """Draw the next token of each row from what the server told of it, and book that."""
         rows = [(slot, each.search, reply) for each, reply in told for slot in each.slots]
-        slots = [slot for slot, _, _ in rows]
         found = [search.hypotheses[slot] for slot, search, _ in rows]
-        states = [hypothesis.row for hypothesis in found]
-        logprobs = self._table([reply.choices[0] for _, _, reply in rows])
-        streams = {id(each): each for each in guidance.value.token_streams()}
-        tokens = [state.tokens for state in states]
-        read_all([each.unread(slots, tokens) for each in streams.values()])
-        limits, source = self._limits, logprobs
-        if guidance.warp == "before":
-            source, limits = warped(logprobs, limits), Limits()
-        known = int(torch.isfinite(logprobs).sum(-1).max())
-        asked = guidance.candidates
-        if guidance.value.needs_candidates or asked is not None:
-            asked = min(known, asked or known)
-        # What the server does not tell of has no probability here, so nothing else need be asked of it.
-        told_only = replace(guidance, candidates=asked, outside="drop")
-        tilt = tilted(told_only, source, slots, states)
-        keys = step_keys(
-            [search.keys[slot] for slot, search, _ in rows], list(map(len, tokens)), tilt.device
+        drawn = draw_told(
+            self.network,
+            guidance,
+            self._limits,
+            [slot for slot, _, _ in rows],
+            [hypothesis.row for hypothesis in found],
+            [search.keys[slot] for slot, search, _ in rows],
+            [reply.choices[0] for _, _, reply in rows],
         )
-        vocabulary = torch.arange(tilt.shape[1], dtype=torch.int32, device=tilt.device)
-        drawn = draw(tilt, limits, keys, vocabulary)
-        require_finite(guidance.value.name, slots, drawn.logprobs)
-        plain = logprobs.gather(1, drawn.tokens[:, None])[:, 0]
-        under = plain
-        if source is not logprobs or limits.temperature not in (0, 1):
-            # At another temperature, the base's distribution is known over the candidates alone.
-            cold = source if limits.temperature in (0, 1) else source / limits.temperature
-            under = picked(cold, drawn.tokens)
-        gains = (drawn.logprobs - under).tolist()
-        chosen = drawn.tokens.tolist()
-        guidance.value.drawn(slots, chosen)
-        for number, (_, search, _) in enumerate(rows):
-            self._book_token(
-                search, found[number], chosen[number], gains[number], float(plain[number])
-            )
-
-    def _table(self, choices: Sequence[Choice]) -> torch.Tensor:
-        """Return the log-probabilities (B, V) that a server told, −inf for the tokens that it did not tell of."""
-        table = torch.full((len(choices), self.network.width), -torch.inf)
-        for row, choice in enumerate(choices):
-            for name, logprob in choice.tops:
-                token = self.network.ids.get(name) if isinstance(name, str) else name
-                if token is not None and token < table.shape[1]:
-                    table[row, token] = logprob
-        return table.to(self.network.device)
-
-    def _book_token(
-        self, search: Search, hypothesis: Hypothesis, token: int, gain: float, logprob: float
-    ) -> None:
-        """Append a drawn token and see whether it ends the response."""
-        state = hypothesis.row
-        state.tokens.append(token)
-        hypothesis.kl += gain
-        if hypothesis.base_logprob is not None:
-            hypothesis.base_logprob += logprob
-        if token in self.network.eos_ids:
-            state.finish = "eos"
-            return
-        cut = self._cut(state)
-        if cut is not None:
-            state.finish, state.text = "stop", cut
-        elif len(state.tokens) >= search.max_new_tokens:
-            state.finish = "length"
-
-
-def _marks(choice: Choice) -> list[int]:
-    """Return stand-ins for the tokens of a text: as many as there are, and other ones for another text."""
-    digest = hashlib.blake2b(choice.text.encode(), digest_size=4).digest()
-    first = int.from_bytes(digest, "little") >> 1
-    return [first, *[0] * (choice.tokens - 1)] if choice.tokens else []
+        for (_, search, _), hypothesis, token, logprob, gain in zip(
+            rows, found, *drawn, strict=True
+        ):
+            self._ledger.token(search, hypothesis, token, gain, logprob)
