@@ -21,6 +21,7 @@ from ivgcli.models.failures import RowFailure
 from ivgcli.models.served import ServedNetwork, ServedPrompts
 from ivgcli.serving.completions import Completions, Prompt, Reply, Wish, seed_of
 from ivgcli.serving.flight import Flight
+from ivgcli.serving.probing import probe
 from ivgcli.serving.server import UNANSWERED, Fault
 from ivgcli.values import Row
 
@@ -191,7 +192,7 @@ class ServedBase:
         if found is None:
             raise AssertionError("conversations go to the chat endpoint only where there is one")
         if not found.known:
-            found.probe(prompt)
+            probe(found, prompt)
         return found
 
     def _send(self, errand: Errand) -> None:

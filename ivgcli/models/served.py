@@ -120,9 +120,16 @@ class ServedPrompts:
         """Return a prompt as text, without the token that a server puts in front by itself."""
         if self.form is None:
             return self._plain(text, messages, where)
-        rendered = self.form.render(text, messages, where)
-        opening = getattr(self.form.tokenizer, "bos_token", None)
-        return rendered.removeprefix(opening) if opening and self.form.chat else rendered
+        return self.form.render(text, messages, where).removeprefix(self._opening)
+
+    @functools.cached_property
+    def _opening(self) -> str:
+        """The token that a chat template writes down and a server's tokenizer puts in front all the same."""
+        if self.form is None or not self.form.chat:
+            return ""
+        tokenizer = self.form.tokenizer
+        own = tokenizer("a")["input_ids"][:1]
+        return str(tokenizer.bos_token) if own == [tokenizer.bos_token_id] else ""
 
     def _plain(
         self, text: str | None, messages: Sequence[dict[str, str]] | None, where: str

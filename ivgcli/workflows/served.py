@@ -14,6 +14,7 @@ from ivgcli.models.prompts import PromptFormat
 from ivgcli.models.served import ServedNetwork, ServedPrompts
 from ivgcli.recipes import MODES, BaseSpec, ServerSpec
 from ivgcli.serving.completions import Completions, Sampling
+from ivgcli.serving.probing import probe
 from ivgcli.serving.server import Server
 
 TRIED = "The film"
@@ -51,7 +52,7 @@ def open_base(recipe: Any, limits: Limits, networks: Networks) -> ServedBase:
         network = ServedNetwork.of(server.name, tokenizer, networks.device)
         form = PromptFormat(tokenizer, spec.template, spec.system, spec.chat)
         prompts = ServedPrompts(form)
-        texts.probe(tuple(tokenizer(TRIED)["input_ids"]), TRIED)
+        probe(texts, tuple(tokenizer(TRIED)["input_ids"]), TRIED)
         prompts.by_ids = texts.gifts.ids
         _require(texts, recipe, tops)
     return ServedBase(network, prompts, texts, talks, limits, asked.in_flight, guided)

@@ -58,8 +58,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed.exit_code == 0, resumed.stderr
     assert 0 < done < 32
     assert f"resuming: {done} of 32 responses are there" in resumed.stderr
-    # What was there is not asked for again; two requests try the server.
-    assert after - before == 2 + 32 - done
+    # What was there is not asked for again; three requests try the server.
+    assert after - before == 3 + 32 - done
     found = [json.loads(line) for line in out.read_text().splitlines()]
     expected = [json.loads(line) for line in whole.read_text().splitlines()]
     assert len(found) == 32
@@ -131,7 +131,7 @@ def test_best_of_n_draws_at_the_server_and_ranks_here() -> None:
         base = f"openai:{stub.address}#tiny"
         asked = ["--by", "reward", "--reward", "tests.toys:vowels", "-n", 4, "--max-new-tokens", 8]
         result = ivg("bon", "--base", base, *asked, "--prompt", "the film")
-        drawn = {asked.body["seed"] for asked in stub.requests[2:]}
+        drawn = {asked.body["seed"] for asked in stub.requests[3:]}
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
     assert len(drawn) == 4

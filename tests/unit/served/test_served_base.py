@@ -170,7 +170,7 @@ def test_without_a_tokenizer_the_server_is_shown_the_text_itself() -> None:
         found, _ = ran(served(stub, None, template="the {prompt}"), ["film"], sampling=SHORT)
         shown = [asked.body["prompt"] for asked in stub.requests]
     expected, _ = ran(folder("llama"), ["the film"], sampling=SHORT)
-    assert shown == ["the film"] * 3  # tried twice, then asked
+    assert shown == ["the film"] * 4  # tried thrice, then asked
     assert found["p0", 0]["response"] == expected["p0", 0]["response"]
 
 
@@ -221,7 +221,7 @@ def test_a_server_that_gives_one_response_to_a_request_is_asked_for_each() -> No
         f"{name} gives one response to a request, whatever n says: each is asked",
     )
     assert {record["usage"]["requests"] for record in found.values()} == {4}
-    assert [asked.body.get("n", 1) for asked in stub.requests[2:]] == [1] * 8
+    assert [asked.body.get("n", 1) for asked in stub.requests[3:]] == [1] * 8
 
 
 def test_a_server_whose_draws_do_not_follow_the_seed_is_said_to_be_one() -> None:
