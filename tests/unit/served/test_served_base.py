@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 pytest.importorskip("openai")
 
 from ivgcli.errors import ModelError
+from ivgcli.models.prompts import PromptFormat
+from ivgcli.models.served import ServedPrompts
 from ivgcli.recipes import BonRecipe, GenerateRecipe
 from ivgcli.records import Prompt
 from ivgcli.workflows.best_of_n import best_of_n
@@ -231,6 +234,30 @@ def test_a_server_whose_draws_do_not_follow_the_seed_is_said_to_be_one() -> None
     assert summary.notes == (
         f"{name} does not repeat itself by seed: another run draws other responses",
     )
+
+
+def test_a_server_that_does_not_draw_is_said_to_be_one() -> None:
+    greedy = TinyServer()
+
+    def complete(body: Mapping[str, Any]) -> Mapping[str, Any] | str:
+        return greedy({**body, "temperature": 0})
+
+    with Stub(complete=complete) as stub:
+        _, summary = ran(served(stub), PROMPTS[:1], sampling={"max_new_tokens": 4})
+    name = f"openai:{stub.address}#tiny"
+    assert summary.notes == (f"{name} gave the same response thrice: it may not heed temperature",)
+
+
+@pytest.mark.parametrize(("vocabulary", "left"), [("metaspace", "hi"), ("bytes", "<s>hi")])
+def test_a_first_token_that_the_server_adds_itself_is_not_written_twice(
+    vocabulary: str, left: str
+) -> None:
+    reader = copy.deepcopy(tokenizer(vocabulary))
+    reader.chat_template = "<s>{{ messages[0]['content'] }}"
+    # The byte tokenizer puts nothing in front, so what a template writes there is all there is.
+    if vocabulary == "bytes":
+        reader.add_special_tokens({"bos_token": "<s>"})
+    assert ServedPrompts(PromptFormat(reader)).text("hi", None) == left
 
 
 def test_options_that_a_server_refuses_by_name_are_left_out() -> None:
