@@ -37,7 +37,7 @@ DOORS = {
     "json": {"records", "models"},  # models read the configuration files that lie beside weights
     "datasets": {"records", "training"},
     "transformers": {"models", "scoring", "training", "judging"},
-    "openai": {"serving"},
+    "openai": {"serving", "judging"},
     "alpaca_eval": {"judging"},
     "pandas": {"judging"},
     "trl": {"training"},

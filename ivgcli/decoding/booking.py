@@ -56,7 +56,8 @@ class Ledger:
         """Append token ids; one that ends the response is among them, whether or not the server tells it."""
         tokenizer = self.network.tokenizer
         assert tokenizer is not None
-        if ended and (not ids or ids[-1] not in tokenizer.all_special_ids):
+        closed = bool(ids) and ids[-1] in tokenizer.all_special_ids
+        if ended and not closed and tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
         state.tokens += ids
 

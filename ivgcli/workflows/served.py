@@ -41,7 +41,8 @@ def open_base(recipe: Any, limits: Limits, networks: Networks) -> ServedBase:
     sampling = Sampling(limits.temperature, limits.top_k, limits.top_p, limits.stop)
     tops = (recipe.token.candidates or CANDIDATES) if guided else 0
     texts = Completions(server, sampling, tops=tops)
-    whole = mode == "base" and spec.chat is not False
+    # A template says how a prompt is written down, which a chat endpoint does by itself.
+    whole = mode == "base" and spec.chat is not False and spec.template is None
     talks = Completions(server, sampling, "chat") if whole and spec.tokenizer is None else None
     reader = spec.reader()
     if reader is None:
