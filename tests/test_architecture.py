@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [
     {"errors", "__init__"},
     {"console", "records", "recipes"},
-    {"models", "objectives", "statistics", "figures", "workers"},
+    {"models", "serving", "objectives", "statistics", "figures", "workers"},
     {"scoring"},
     {"values"},
     {"decoding"},
@@ -37,7 +37,7 @@ DOORS = {
     "json": {"records", "models"},  # models read the configuration files that lie beside weights
     "datasets": {"records", "training"},
     "transformers": {"models", "scoring", "training", "judging"},
-    "openai": {"judging"},
+    "openai": {"serving", "judging"},
     "alpaca_eval": {"judging"},
     "pandas": {"judging"},
     "trl": {"training"},

@@ -27,7 +27,7 @@ Base = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="Model to steer: hub id (with @revision), folder, adapter or .gguf.",
+        help="Model to steer: hub id (with @revision), folder, adapter, .gguf, or openai:URL#MODEL.",
         rich_help_panel=MODELS,
     ),
 ]

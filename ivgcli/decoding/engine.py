@@ -22,7 +22,8 @@ from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.guessers import Speculate
 from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
-from ivgcli.decoding.speculation import speculation
+from ivgcli.decoding.served import ServedBase
+from ivgcli.decoding.speculation import Speculation, speculation
 from ivgcli.decoding.step import next_tokens
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
@@ -70,7 +71,7 @@ class Engine:
     """Decodes requests under a mode.
 
     Args:
-        base: stream of the large frozen model.
+        base: stream of the large frozen model, or where it is served.
         mode: how tokens are drawn and chunks are ranked.
         limits: length, temperature, truncation, stop strings.
         eos_ids: token ids that end a response.
@@ -91,7 +92,7 @@ class Engine:
 
     def __init__(
         self,
-        base: Stream,
+        base: Stream | ServedBase,
         mode: Mode,
         limits: Limits,
         eos_ids: frozenset[int],
@@ -122,22 +123,25 @@ class Engine:
                 id(part.value): part.value for part in (mode.token, mode.chunk) if part is not None
             }.values()
         )
-        streams = [base, *(stream for value in self.values for stream in value.streams())]
+        self.served = base if isinstance(base, ServedBase) else None
+        local = [] if isinstance(base, ServedBase) else [base]
+        streams = [*local, *(stream for value in self.values for stream in value.streams())]
         self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
         self.width = width or base.network.width
         self.vocabulary = torch.arange(self.width, dtype=torch.int32, device=base.network.device)
-        self.stops = StopStrings(
-            base.network.tokenizer, limits.stop, self.width if limits.stop else 0
-        )
-        if bursts is None:
-            bursts = base.network.device.type == "cuda"
+        stops = limits.stop if self.served is None else ()
+        self.stops = StopStrings(base.network.tokenizer, stops, self.width if stops else 0)
         self.burst: Burst | None = None
-        if bursts and possible(mode.token):
-            self.burst = Burst(base, mode.token, limits, self.vocabulary, eos_ids, warn)
-        captured = self.burst is not None and self.burst.captures
-        self.speculation = speculation(
-            base, mode, limits, self.vocabulary, eos_ids, speculate, captured
-        )
+        self.speculation: Speculation | None = None
+        if isinstance(base, Stream):
+            if bursts is None:
+                bursts = base.network.device.type == "cuda"
+            if bursts and possible(mode.token):
+                self.burst = Burst(base, mode.token, limits, self.vocabulary, eos_ids, warn)
+            captured = self.burst is not None and self.burst.captures
+            self.speculation = speculation(
+                base, mode, limits, self.vocabulary, eos_ids, speculate, captured
+            )
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -150,6 +154,8 @@ class Engine:
         """Ordinary steps to come before the next burst."""
         for follower in (*self.streams, *self.values, *filter(None, [self.burst])):
             follower.resize(rows)
+        if self.served is not None:
+            self.served.resize(rows)
 
     def guessed(self) -> Guessed | None:
         """Return how guessing tokens ahead has gone, None if it was never tried."""
@@ -248,6 +254,8 @@ class Engine:
                 self.owner[slot] = request.prompt.id
                 for stream in self.streams:
                     stream.spent[slot] = 0
+            if self.served is not None:
+                self.served.begin(search.slots)
             # From here on the request is under way, and begins again should memory run out below.
             self.searches.append(search)
             started.append(search)
@@ -271,7 +279,10 @@ class Engine:
         """Return a search for a request, or its failure if the prompt does not suit a model or leaves no room."""
         prompt = request.prompt
         room = self.limits.max_new_tokens
-        for stream in self.streams:
+        readers: list[Stream | ServedBase] = [*self.streams]
+        if self.served is not None:
+            readers.insert(0, self.served)
+        for stream in readers:
             try:
                 length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))
             except RecordError as problem:
@@ -316,6 +327,10 @@ class Engine:
     def _step(self) -> Iterable[Outcome]:
         """Draw one token for every row that has neither ended nor come to the end of its chunk."""
         live = self._live()
+        if isinstance(self.base, ServedBase):
+            if live:
+                self.base.step(live, self.mode.token)
+            return ()
         if live and self._guess_ahead(live):
             return ()
         if self.burst is not None and not self._careful:
@@ -367,6 +382,7 @@ class Engine:
     def _draw(self, live: Sequence[tuple[int, Search]]) -> None:
         """Draw one token for each of these rows."""
         if not live:
+            return
             return
         slots = [slot for slot, _ in live]
         states = [search.hypotheses[slot].row for slot, search in live]
@@ -458,8 +474,9 @@ class Engine:
             values = judge.value.values(rows, [hypothesis.row for hypothesis in found]).tolist()
             for hypothesis, value in zip(found, values, strict=True):
                 hypothesis.value = value
-        for slot, hypothesis in zip(rows, found, strict=True):
-            hypothesis.base_logprob = float(self.base.totals[slot])
+        if isinstance(self.base, Stream):
+            for slot, hypothesis in zip(rows, found, strict=True):
+                hypothesis.base_logprob = float(self.base.totals[slot])
 
     def _rank(self, search: Search) -> tuple[Hypothesis | None, tuple[list[int], list[int]]]:
         """Return the winner if the search is over, and the slots to copy if it goes on."""
@@ -501,7 +518,12 @@ class Engine:
         tallies = (each.rows[slot] for each in self.coverages for slot in search.slots)
         coverage = sum(tallies, Tally())
         return Outcome(
-            search.request, winner, text=text, spent=self._spent(search), coverage=coverage
+            search.request,
+            winner,
+            text=text,
+            spent=self._spent(search),
+            coverage=coverage,
+            usage={} if self.served is None else self.served.used(search.slots),
         )
 
     def _spent(self, search: Search) -> tuple[Spent, ...]:

@@ -26,7 +26,8 @@ class Hypothesis:
     row: Row
     kl: float = 0.0
     """Σ log p_guided − log p_base of its tokens."""
-    base_logprob: float = 0.0
+    base_logprob: float | None = 0.0
+    """None: the base does not tell."""
     value: float | None = None
     score: float = 0.0
 
@@ -56,6 +57,8 @@ class Outcome:
     """One for each stream that has a role."""
     coverage: Tally = field(default_factory=Tally)
     """What guidance across vocabularies had to bridge, all candidates together."""
+    usage: dict[str, int] = field(default_factory=dict)
+    """What a server counted: requests, prompt tokens, completion tokens."""
 
 
 @dataclass

@@ -76,5 +76,10 @@ class StopStrings:
             if not any(stop in recent for stop in self.stops):
                 return None
         text = response_text(self.tokenizer, prompt_ids, response_ids)
-        places = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
-        return text[: min(places)] if places else None
+        return cut_at(text, self.stops)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str | None:
+    """Return a text before the first stop string in it, or None if there is none."""
+    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
+    return text[: min(places)] if places else None

@@ -4,6 +4,7 @@
 it down in full, and `run_id` names it. Nothing here touches a model or the network.
 """
 
+from ivgcli.recipes.base import BaseSpec, ServerSpec
 from ivgcli.recipes.guide import ExplicitSpec, Guide, ImplicitSpec, ModelSpec, is_callable
 from ivgcli.recipes.judging import (
     AlpacaEvalSpec,
@@ -43,6 +44,7 @@ from ivgcli.recipes.training import (
 __all__ = [
     "MODES",
     "AlpacaEvalSpec",
+    "BaseSpec",
     "BonRecipe",
     "ChunkSpec",
     "EngineSpec",
@@ -64,6 +66,7 @@ __all__ = [
     "RolloutSpec",
     "SafetySpec",
     "SamplingSpec",
+    "ServerSpec",
     "SftSpec",
     "SynthesizeRecipe",
     "TokenSpec",

@@ -29,6 +29,21 @@ CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 """`module:function`; a model never looks like this, for `package:NAME/FILE` has a slash."""
 
 
+SERVED = "openai:"
+"""How the name of a served model begins."""
+
+SERVER = re.compile(r"openai:(?:(?P<url>https?://[^#\s]+)#)?(?P<model>[^#\s]+)")
+"""`openai:MODEL`, at the client's own address, or `openai:http://HOST:PORT/v1#MODEL`."""
+
+
+def check_server(server: str) -> str:
+    """Refuse an address that names no model."""
+    if not SERVER.fullmatch(server):
+        what = f'expected openai:MODEL or openai:http://HOST:PORT/v1#MODEL, got "{server}"'
+        raise ValueError(what)
+    return server
+
+
 class Section(BaseModel):
     """The behaviour that all parts of a recipe share: strict types, no unknown keys, frozen."""
 
@@ -70,6 +85,15 @@ class ModelSpec(Section):
         """Refuse a `package:` reference without a file."""
         if model.startswith("package:") and not re.fullmatch(r"package:[\w.]+/.+", model):
             raise ValueError(f'expected package:NAME/FILE, got "{model}"')
+        return model
+
+    @field_validator("model")
+    @classmethod
+    def check_served(cls, model: str) -> str:
+        """Refuse a served model, which can be a base or a judge and nothing else."""
+        if model.startswith(SERVED):
+            what = f'"{model}" is a server, which can be the base of generate and bon, or a judge'
+            raise ValueError(f"{what} → name a model that is loaded here")
         return model
 
     @field_validator("template")

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
-from ivgcli.recipes.guide import ModelSpec, Section, Text, require_one
+from ivgcli.recipes.guide import ModelSpec, Section, Text, check_server, require_one
 from ivgcli.recipes.judges import JudgeTemplate, Kind, read_template
 from ivgcli.recipes.schema import AtLeastOne, EngineSpec
 from ivgcli.recipes.synthesis import RewardSpec
 
 Order = Literal["both", "random", "given"]
 Verdict = Literal["auto", "logprobs", "text"]
-
-SERVER = re.compile(r"openai:(?:(?P<url>https?://[^#\s]+)#)?(?P<model>[^#\s]+)")
-"""`openai:MODEL`, at the client's own address, or `openai:http://HOST:PORT/v1#MODEL`."""
-
-
-def check_server(server: str) -> str:
-    """Refuse an address that names no model."""
-    if not SERVER.fullmatch(server):
-        what = f'expected openai:MODEL or openai:http://HOST:PORT/v1#MODEL, got "{server}"'
-        raise ValueError(what)
-    return server
 
 
 class PriceSpec(Section):

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, field_validator, model_validator
 
-from ivgcli.recipes.guide import Dtype, ExplicitSpec, Guide, ModelSpec, Section, Text
+from ivgcli.recipes.base import BaseSpec
+from ivgcli.recipes.guide import Dtype, ExplicitSpec, Guide, Section, Text
 from ivgcli.recipes.sentences import show
 
 Value = Literal["implicit", "explicit"]
@@ -157,11 +158,13 @@ class Decoding(Section):
 
     checked_key: ClassVar[str]
     """The key that `shortfall` is about."""
+    incidental: ClassVar[tuple[str, ...]] = ("base.server",)
+    """Keys that do not change a response."""
 
     version: Literal[1] = 1
     """Version of the recipe format."""
-    base: ModelSpec
-    """The large frozen model that is steered."""
+    base: BaseSpec
+    """The large frozen model that is steered, loaded here or served."""
     guide: Guide | None = None
     """Where values come from: NAME, FILE, DIR, a list of them, or the guide itself."""
     sampling: SamplingSpec = SamplingSpec()
@@ -201,6 +204,20 @@ class GenerateRecipe(Decoding):
     """Token guidance, in the modes that have it."""
     chunk: ChunkSpec = ChunkSpec()
     """Chunk ranking, in the modes that have it."""
+
+    @model_validator(mode="after")
+    def check_reach(self) -> GenerateRecipe:
+        """Refuse a mode that cannot reach into a served base's responses."""
+        base = self.base
+        if not isinstance(base, BaseSpec) or not base.served or self.mode == "base":
+            return self
+        if base.converses:
+            what = f"{self.mode} continues responses, which a chat endpoint cannot"
+            raise ValueError(f"{what} → name the served base's tokenizer: base.tokenizer")
+        if MODES[self.mode][0] is not None and base.tokenizer is None:
+            what = f"{self.mode} guides the tokens of a served base, and has to know them"
+            raise ValueError(f"{what} → name its tokenizer: base.tokenizer")
+        return self
 
     @classmethod
     def shortfall(cls, raw: Mapping[str, Any]) -> str | None:

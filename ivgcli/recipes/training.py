@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, JsonValue, field_validator, model_validator
 
+from ivgcli.recipes.base import BaseSpec
 from ivgcli.recipes.guide import Guide, ModelSpec, Section, Text
 from ivgcli.recipes.schema import (
     MODES,
@@ -363,7 +364,7 @@ class TrainExplicitRecipe(Training):
             raise AssertionError("a recipe that draws has rollouts")
         spec = self.rollouts
         return GenerateRecipe(
-            base=spec.base,
+            base=BaseSpec.model_validate(dict(spec.base)),
             mode="base" if guide is None else spec.mode,
             guide=guide,
             token=spec.token,

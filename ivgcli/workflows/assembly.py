@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ivgcli.decoding.served import ServedBase
 from ivgcli.errors import ModelError
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.loading import Networks
 from ivgcli.models.network import Network, NotDrivable
 from ivgcli.models.prompts import PLACEHOLDER, PromptFormat
+from ivgcli.models.served import ServedNetwork
 from ivgcli.models.streams import Stream, Translation
 from ivgcli.models.vocabulary import VocabularyMatch, byte_vocabulary, compare
-from ivgcli.recipes import ExplicitSpec, Guide, ImplicitSpec, ModelSpec
+from ivgcli.recipes import BaseSpec, ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.scoring.callables import CallableScorer
 from ivgcli.scoring.pointwise import RewardModel
@@ -51,6 +53,7 @@ class Assembly:
         say: told when loading takes long.
         token_guides: models that are to guide tokens, whose vocabulary is looked at before any weights are loaded.
         precision: how exactly a guide of another vocabulary guides tokens.
+        serve: opens a base that is served; None: it is loaded here.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Assembly:
         say: Callable[[str], None] = lambda sentence: None,
         token_guides: Sequence[ModelSpec] = (),
         precision: PrecisionSpec | None = None,
+        serve: Callable[[Networks], ServedBase] | None = None,
     ) -> None:
         self.networks = Networks(device, dtype, say)
         self.vocabulary = vocabulary
@@ -73,6 +77,15 @@ class Assembly:
         """Of the values that guide tokens across vocabularies."""
         self._streams: dict[tuple, Stream] = {}
         self._look_ahead(spec, token_guides)
+        self.base: Stream | ServedBase
+        self.served = None if serve is None else serve(self.networks)
+        """The base, if it is served."""
+        if self.served is not None:
+            self.base = self.served
+            served = self.served.network
+            self.eos_ids, self.width = served.eos_ids, served.width
+            self.reader = Reader(served.tokenizer, self.eos_ids, served.device)
+            return
         network, adapter = self.networks.language_model(spec)
         self.base = self._stream(network, prompt_format(network, spec), adapter, "base")
         self.base.counting = True
@@ -80,6 +93,15 @@ class Assembly:
         # Heads are often padded beyond the vocabulary; the ids there mean nothing, to the base or to a guide.
         self.width = min(network.width, max(network.tokenizer.get_vocab().values()) + 1)
         self.reader = Reader(network.tokenizer, self.eos_ids, network.device)
+
+    def close(self) -> None:
+        """Leave a served base; what is under way there is abandoned."""
+        if self.served is not None:
+            self.served.close()
+
+    def told(self) -> list[str]:
+        """Return what is to be said about the run's models, a sentence each."""
+        return [*self.notes, *(self.served.notes() if self.served is not None else ())]
 
     def implicit(self, guide: Guide, for_tokens: bool) -> Value:
         """Return the sum of a guide's implicit values.
@@ -185,17 +207,20 @@ class Assembly:
         """Let the base draw no id that a guide which reads its tokens has no embedding for."""
         for guide in guides:
             self.width = min(self.width, int(guide.model.get_input_embeddings().weight.shape[0]))
+        if self.served is not None:
+            self.served.network.width = self.width
 
     def _look_ahead(self, base: ModelSpec, guides: Sequence[ModelSpec]) -> None:
         """Refuse a token guide of another vocabulary before minutes go into loading weights.
 
         A model that cannot be had is left to the loading itself, which knows what to say about it.
         """
-        guides = [guide for guide in guides if guide.model != base.model]
-        if self.vocabulary == "ids" or not guides:
+        reader = base.reader() if isinstance(base, BaseSpec) and base.served else base
+        guides = [guide for guide in guides if reader is None or guide.model != reader.model]
+        if self.vocabulary == "ids" or not guides or reader is None:
             return
         try:
-            ours = self.networks.tokenizer(base)
+            ours = self.networks.tokenizer(reader)
             found = [(guide, self.networks.tokenizer(guide)) for guide in guides]
         except ModelError:
             return
@@ -227,6 +252,8 @@ class Assembly:
             ModelError: the recipe or the mode wants something else.
         """
         base = self.base.network
+        if self.served is not None and not self.served.by_ids:
+            return self._unseen(guide, by_ids)
         if self.vocabulary == "bytes" and for_tokens:
             return AS_TEXT
         if guide.tokenizer is base.tokenizer and guide.width == base.width:
@@ -255,6 +282,17 @@ class Assembly:
             raise self._mismatch(where, match)
         how = "it guides tokens by their bytes" if for_tokens else "it reads responses as text"
         self._tell(f"{guide.name} has another vocabulary than {base.name}: {how}")
+        return AS_TEXT
+
+    def _unseen(self, guide: Network, by_ids: bool) -> str:
+        """Return how a guide reads a served base whose tokens are not told: as text, or not at all."""
+        hint = "name the base's tokenizer: base.tokenizer, on a server that tells token ids"
+        if by_ids:
+            what = "has a value for each of the base's tokens, which the server does not tell"
+            raise ModelError(guide.name, what, f"use a scalar head, or {hint}")
+        if self.vocabulary in ("same", "ids"):
+            what = f"vocabulary: {self.vocabulary}, but the server tells no tokens"
+            raise ModelError(self.base.network.name, what, hint)
         return AS_TEXT
 
     def _tell(self, note: str) -> None:
@@ -290,7 +328,7 @@ def prompted_format(network: Network, spec: ModelSpec, text: str | None) -> Prom
     return PromptFormat(network.tokenizer, spec.template, text, chat)
 
 
-def _bytes_of(network: Network) -> ByteVocabulary:
+def _bytes_of(network: Network | ServedNetwork) -> ByteVocabulary:
     """Return the vocabulary of a network as bytes."""
     return byte_vocabulary(network.tokenizer, sorted(eos_ids(network)))
 
@@ -302,8 +340,10 @@ def weighted(parts: Sequence[tuple[Value, float]]) -> Value:
     return WeightedSum([value for value, _ in parts], [weight for _, weight in parts])
 
 
-def eos_ids(network: Network) -> frozenset[int]:
+def eos_ids(network: Network | ServedNetwork) -> frozenset[int]:
     """Return every id that ends a response: of the generation config, and the tokenizer's own."""
+    if isinstance(network, ServedNetwork):
+        return network.eos_ids
     found: set[int] = set()
     config: Any = getattr(network.model, "generation_config", None)
     for given in (getattr(config, "eos_token_id", None), network.tokenizer.eos_token_id):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ivgcli.models.prompts import PLACEHOLDER
 from ivgcli.models.sizes import Found, Kind
-from ivgcli.recipes import ExplicitSpec, ImplicitSpec, ModelSpec
+from ivgcli.recipes import BaseSpec, ExplicitSpec, ImplicitSpec, ModelSpec, ServerSpec
 from ivgcli.values.prefixes import distribution_bytes
 from ivgcli.workflows.reckoning import Course
 from ivgcli.workflows.survey import BYTES, Asked, Survey
@@ -87,7 +87,21 @@ class Cast:
         self.members: list[Member] = []
         self._weights: dict[tuple[Any, ...], str] = {}
         self._streams: dict[tuple[Any, ...], str] = {}
-        self._stream("base", base, lambda prompt, tokens: course.drawn(tokens))
+        self._reader: ModelSpec | None = base
+        if isinstance(base, BaseSpec) and base.served:
+            self._reader = base.reader()
+            self._add_served(base)
+        else:
+            self._stream("base", base, lambda prompt, tokens: course.drawn(tokens))
+
+    def _add_served(self, base: BaseSpec) -> None:
+        """Add a base that a server draws from: nothing of it is kept here but its tokenizer."""
+        in_flight = (base.server or ServerSpec()).in_flight
+        part = Part("base", base.model, notes=(f"served, {in_flight} requests in flight",))
+        lengths = None
+        if self._reader is not None:
+            lengths = self.survey.lengths(self._reader, self.asked)
+        self.members.append(Member(part, _nothing, lengths, False))
 
     def add_implicit(self, pairs: Sequence[ImplicitSpec], guides: bool) -> None:
         """Add implicit values; `guides`: whether they guide tokens."""
@@ -276,7 +290,9 @@ class Cast:
         """
         if self.vocabulary == "bytes" and guides and not by_ids:
             return False
-        agreement, sentence = self.survey.vocabularies(self.base, spec)
+        if self._reader is None:
+            return False  # a served base without a tokenizer writes text
+        agreement, sentence = self.survey.vocabularies(self._reader, spec)
         name = spec.model
         refused = f"{name}: {sentence}; {{}}: THIS RUN WOULD BE REFUSED"
         if agreement is None:

@@ -9,7 +9,6 @@ from typing import Any
 from ivgcli.decoding import ChunkRanking
 from ivgcli.decoding.beams import Candidate
 from ivgcli.decoding.search import Outcome, Search
-from ivgcli.models.text import response_text
 from ivgcli.recipes import run_id
 from ivgcli.records import Prompt, TraceWriter
 from ivgcli.values import Prompted
@@ -70,6 +69,7 @@ def response_fields(
         "kl": rounded(won.kl),
         "kl_choice": rounded(kl_choice),
         "compute": compute(drawn or [outcome]),
+        **usage(drawn or [outcome]),
         **({} if bridged is None else {"vocabulary": bridged}),
         **rest,
     }
@@ -93,6 +93,13 @@ def compute(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
             entry["tokens"] += tokens
             entry["flops"] += tokens * spent.flops_per_token
     return found
+
+
+def usage(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
+    """Return what a server counted for one record, under the name of the field; nothing where none served."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.usage)
+    total = {name: sum(each.usage.get(name, 0) for each in outcomes) for name in names}
+    return {"usage": total} if total else {}
 
 
 def choice_bound(ranking: ChunkRanking | None, outcome: Outcome) -> float:
@@ -136,7 +143,6 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
     def write(
         search: Search, candidates: Sequence[Candidate], parents: Sequence[int], over: bool
     ) -> None:
-        tokenizer = assembly.base.network.tokenizer
         rows = [search.hypotheses[slot] for slot in search.beam]
         trace.write(
             {
@@ -154,9 +160,7 @@ def tracer(trace: TraceWriter | None, assembly: Assembly) -> Callable[..., None]
                         else None,
                         "finish": hypothesis.row.finish,
                         "tokens": len(hypothesis.row.tokens),
-                        "text": response_text(
-                            tokenizer, hypothesis.row.prompt_ids, hypothesis.row.tokens
-                        ),
+                        "text": assembly.reader.text(hypothesis.row),
                     }
                     for candidate, hypothesis in zip(candidates, rows, strict=True)
                 ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
@@ -32,6 +33,7 @@ from ivgcli.workflows.fields import (
     shared_fields,
     tracer,
 )
+from ivgcli.workflows.served import serving
 from ivgcli.workflows.shares import SharedRequests
 from ivgcli.workflows.summary import Part, Share, Summary
 
@@ -90,8 +92,9 @@ def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
     guides = token_guides(recipe)
     token = getattr(recipe, "token", None)
     precision = None if token is None else token.precision
+    serve = serving(recipe, sampling_limits(recipe.sampling))
     return Assembly(
-        recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides, precision
+        recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides, precision, serve
     )
 
 
@@ -197,17 +200,18 @@ def decode_all(
             progress.advance(count, f"{rate:,.0f} tokens/s", under_way)
 
     supply = requests if share is None else SharedRequests(share, requests, unit)
-    for outcome in engine.run(supply):
-        record(outcome)
-        ended += 1
-        if outcome.winner is None:
-            failures.append((outcome.request.prompt.id, outcome.failure))
-        else:
-            tokens += len(outcome.winner.row.tokens)
-            bridged.append(outcome.coverage)
-        count = completes(outcome)
-        completed += count
-        show(count)
+    with contextlib.closing(assembly):
+        for outcome in engine.run(supply):
+            record(outcome)
+            ended += 1
+            if outcome.winner is None:
+                failures.append((outcome.request.prompt.id, outcome.failure))
+            else:
+                tokens += len(outcome.winner.row.tokens)
+                bridged.append(outcome.coverage)
+            count = completes(outcome)
+            completed += count
+            show(count)
     seconds = time.monotonic() - began
     peak = peak_memory(assembly.base.network.device)
     guessed = engine.guessed()
@@ -218,7 +222,10 @@ def decode_all(
         seconds,
         engine.rows,
         peak,
-        (*assembly.notes, *((*bridging(bridged), *guessing(guessed)) if share is None else ())),
+        (
+            *assembly.told(),
+            *((*bridging(bridged), *guessing(guessed)) if share is None else ()),
+        ),
         device_name(assembly.base.network.device),
         {network.name: dict(vars(network.ledger)) for network in assembly.networks.all()},
         {"ivgcli": __version__, **{name: version(name) for name in ("torch", "transformers")}},
@@ -271,12 +278,19 @@ def _rows(wanted: int | None, engine: Engine, requests: Sequence[Request]) -> in
             what = f"one search decodes {beam} sequences, but rows is {wanted}"
             raise RecipeError("chunk", what, f"--rows {need} or a smaller beam")
         return wanted
+    most = max(1, len(requests)) * need
+    if engine.served is not None:
+        # Each of a search's hypotheses is one request.
+        searches = -(-engine.served.in_flight // engine.ranking.beam_width)
+        most = min(most, searches * need)
+    if not engine.streams:
+        return most
     prompts = {id(request.prompt): request.prompt for request in requests}.values()
     longest = max(
         (_length(stream, prompt) for stream in engine.streams for prompt in prompts), default=0
     )
     rows = affordable_rows(engine.streams, longest + engine.limits.max_new_tokens, need)
-    return min(rows, max(1, len(requests)) * need)
+    return min(rows, most)
 
 
 def _length(stream: Stream, prompt: Prompted) -> int:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ivgcli import recipes
 from ivgcli.errors import RecipeError
-from ivgcli.recipes import BonRecipe, GenerateRecipe, ModelSpec, load, run_id, to_yaml
+from ivgcli.recipes import BaseSpec, BonRecipe, GenerateRecipe, ModelSpec, load, run_id, to_yaml
 from ivgcli.recipes.schema import MODES, Decoding, ModeName
 
 PAIR = "implicit: {tuned: t, reference: r}"
@@ -40,7 +40,7 @@ def test_mode_names_and_the_table_of_pairs_agree() -> None:
 
 def test_a_bare_string_is_a_model(tmp_path: Path) -> None:
     recipe = load(GenerateRecipe, written(tmp_path, f"base: gpt2\n{BOTH}"))
-    assert recipe.base == ModelSpec(model="gpt2")
+    assert recipe.base == BaseSpec(model="gpt2")
     assert recipe.guide is not None
     assert recipe.guide.implicit[0].reference == ModelSpec(model="r")
     assert recipe.guide.explicit[0].callable == "m:f"
@@ -64,7 +64,7 @@ def test_a_flag_beats_a_set_which_beats_the_recipe_which_beats_the_default(tmp_p
 def test_a_flag_for_the_base_keeps_its_other_keys(tmp_path: Path) -> None:
     file = written(tmp_path, "base: {model: gpt2, template: 'Review: {prompt}'}")
     base = load(GenerateRecipe, file, flags={"base.model": "gpt2-xl"}).base
-    assert base == ModelSpec(model="gpt2-xl", template="Review: {prompt}")
+    assert base == BaseSpec(model="gpt2-xl", template="Review: {prompt}")
 
 
 @pytest.mark.parametrize("explicit", ["m:f", "{callable: m:f}", "[{callable: m:f}]", "[m:f]"])
@@ -278,7 +278,7 @@ def test_a_reward_is_a_model_or_a_callable() -> None:
 
 
 def test_a_constructor_validates_and_freezes() -> None:
-    base = ModelSpec(model="b")
+    base = BaseSpec(model="b")
     with pytest.raises(ValidationError, match="ivg needs an implicit and an explicit value"):
         GenerateRecipe(base=base, mode="ivg")
     with pytest.raises(ValidationError, match="frozen"):

@@ -57,6 +57,8 @@ class Stub:
     """Of errors."""
     delay: float = 0.0
     """Seconds that each answer takes."""
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any] | str] | None = None
+    """What answers instead of `pick`; a string is the sentence of a 400."""
     requests: list[Asked] = field(default_factory=list)
     most_in_flight: int = 0
 
@@ -115,7 +117,10 @@ class Stub:
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             handler.close_connection = True
             return None
-        whole = json.dumps(self._completion(body, fault))
+        found = self._completion(body, fault) if self.complete is None else self.complete(body)
+        if isinstance(found, str):
+            return send(handler, 400, json.dumps({"error": {"message": found}}))
+        whole = json.dumps(found)
         if fault == "html":
             return send(handler, 200, "<html>busy</html>", {}, "text/html")
         if fault == "bad-json":

@@ -24,12 +24,13 @@ pytest.importorskip("openai")
 from ivgcli.errors import ModelError
 from ivgcli.judging import Answer, Question
 from ivgcli.judging.local import LocalJudge
-from ivgcli.judging.pace import Pace
-from ivgcli.judging.server import UNANSWERED, ServerJudge
+from ivgcli.judging.server import ServerJudge
 from ivgcli.judging.verdicts import read_verdict
 from ivgcli.models.loading import Networks
 from ivgcli.recipes import JudgeSpec, ModelSpec
 from ivgcli.recipes.judges import JudgeTemplate, read_template
+from ivgcli.serving.pace import Pace
+from ivgcli.serving.server import UNANSWERED
 from tests.models import CORPUS, folder
 from tests.unit.judging.stub import Stub, always, nth
 
@@ -396,7 +397,7 @@ def test_a_password_in_an_address_is_not_told() -> None:
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(
-        ModelError, match=r"needs? the openai package → pip install 'ivgcli\[judge\]'"
+        ModelError, match=r"needs? the openai package → pip install 'ivgcli\[serve\]'"
     ):
         ServerJudge(JudgeSpec(server="openai:gpt"), ALPACA)
 

@@ -1,4 +1,4 @@
-"""The client of a judge's server: the package, the address and the key, which is never told."""
+"""The client of a server: the package, the address and the key, which is never told."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def client_library(name: str) -> ModuleType:
     try:
         import openai
     except ImportError:
-        what = "a server's verdicts need the openai package"
-        raise ModelError(name, what, "pip install 'ivgcli[judge]'") from None
+        what = "a server needs the openai package"
+        raise ModelError(name, what, "pip install 'ivgcli[serve]'") from None
     return openai
 
 

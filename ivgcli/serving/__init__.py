@@ -1,0 +1,1 @@
+"""OpenAI-compatible servers: many requests in flight, each until it is answered, and what the answers hold."""
