@@ -78,8 +78,9 @@ class ByteVocabulary(BytePieces):
         self._look()
         # What stands in front of the added tokens is truncation and padding, which come and go.
         digest = hashlib.sha256(written[written.index('"added_tokens"') :].encode())
-        digest.update(f"{sorted(self.special.items())} {sorted(self.eos)}".encode())
+        digest.update(f"{sorted(self.special.items())} {sorted(self.eos)} {self.unknown}".encode())
         self.fingerprint = digest.hexdigest()[:16]
+        """Equal for tokenizers that are alike in all that is used of them here."""
 
     def _pieces(
         self, strings: dict[str, int], literal: Collection[int], described: dict[str, Any]

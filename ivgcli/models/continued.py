@@ -114,7 +114,8 @@ class Continued:
             text = before + self._characters[first].encode()
             tables[row, first] = YES if self.vocabulary.closed(text, len(before)) else NO
             self._table(lasts[row])[first] = tables[row, first]
-        return (np.take_along_axis(tables, firsts, 1) == YES) & usable
+        found: NDArray[np.bool_] = (np.take_along_axis(tables, firsts, 1) == YES) & usable
+        return found
 
     def _table(self, last: str) -> NDArray[np.uint8]:
         """Return what is known of a text's last character; without one, nothing is tokenised apart."""

@@ -83,10 +83,10 @@ class Ranges:
 
         Args:
             numbers: (K, C) of additions.
-            backs: (K,) what is pending before those of each row; no `followers` are None.
+            backs: (K,) what is pending before those of each row; all have `followers`.
         """
         additions = self.additions
-        masks = np.stack([self._followers[back] for back in backs])
+        masks = np.stack([mask for back in backs if (mask := self.followers(back)) is not None])
         fitting = np.take_along_axis(masks, additions.firsts[numbers].astype(np.int64), 1)
         rows, columns = np.nonzero(fitting & (additions.sizes[numbers] > 0))
         pieces = (additions.pieces[number] for number in numbers[rows, columns].tolist())

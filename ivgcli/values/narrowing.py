@@ -92,7 +92,7 @@ def _possible(plan: Plan, row: int, side: int, node: int, token: int, candidate:
 
 def widths(bounds: Sequence[Bounds]) -> np.ndarray:
     """Return the nats (R, C + 1) between the bounds of log-ratios; 0 where a model gives no probability at all."""
-    total = 0.0
+    total = np.zeros(bounds[0].lower.shape)
     for found in bounds:
         gap = found.gap()
         with np.errstate(divide="ignore", invalid="ignore"):

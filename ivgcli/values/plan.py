@@ -40,7 +40,7 @@ class Plan:
     @property
     def columns(self) -> int:
         """Return C + 1: candidates, and the text itself."""
-        return self.numbers.shape[1] + 1
+        return int(self.numbers.shape[1]) + 1
 
     @property
     def written(self) -> NDArray[np.bool_]:

@@ -59,7 +59,7 @@ class PrefixReader:
 
     def resize(self, rows: int) -> None:
         """Forget all rows."""
-        self.texts: list[Canonical | None] = [None] * rows
+        self.texts: list[Canonical] = [None] * rows  # type: ignore[list-item]  # until `start`
         """The canonical tokenisation of each row; whoever appends to one says so to `shorten`."""
         self.logprobs: list[list[float]] = [[] for _ in range(rows)]
         """Of every token of a row given those before it; 0 for the prompt's."""
