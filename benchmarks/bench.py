@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.contest import MODES, SEARCHES, Networks, Settings
+from benchmarks.contest import MODES, SEARCHES, Settings
 from benchmarks.limit import describe, measure_ceilings
+from benchmarks.machine import describe_machine
 from benchmarks.ours import IDEAS
 from benchmarks.shapes import SHAPES, build_networks, forced_lengths, random_prompts
 from benchmarks.turns import CONTESTANTS, justified_ratio, measure, summarise
@@ -80,36 +78,6 @@ def print_summary(summary: dict, mode: str) -> None:
         for name, cost in summary["guidance_cost"].items():
             goal = f" (goal at most {GUIDANCE_GOAL:g})" if name == "ivg" else ""
             print(f"  {name} takes {cost:.2f} times that{goal}")
-
-
-def describe_machine(networks: Networks) -> dict[str, object]:
-    """Name what the numbers depend on: libraries, processor, threads, device, weights."""
-    device = networks.base.device
-    cuda = device.type == "cuda"
-    return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "processor": processor_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-        "dtype": str(networks.base.dtype).removeprefix("torch."),
-        "parameters": {
-            name: sum(weight.numel() for weight in network.parameters())
-            for name, network in networks.named().items()
-        },
-    }
-
-
-def processor_name() -> str:
-    """Read the processor's name from the kernel, else from what Python knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -191,7 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         else None,
         rows=options.at_once,
     )
-    machine = describe_machine(networks)
+    machine = describe_machine(networks.base.device, networks.base.dtype)
+    machine["parameters"] = {
+        name: sum(weight.numel() for weight in network.parameters())
+        for name, network in networks.named().items()
+    }
     print(
         f"{options.shape}, {options.weights} weights, {machine['dtype']} on {machine['device']}, "
         f"{machine['threads']} threads of {machine['processor']}, torch {machine['torch']}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -156,6 +157,7 @@ def run_ivg(
     mode: str,
     settings: Settings,
     without: frozenset[str] = frozenset(),
+    shuffled: bool = False,
 ) -> Outcome:
     """Decode every prompt with ivg's engine.
 
@@ -165,6 +167,7 @@ def run_ivg(
         mode: one of `MODES`.
         settings: how to decode; lengths are forced.
         without: the `IDEAS` to leave out.
+        shuffled: hand the requests over in another order; the responses come back in the usual one.
 
     Returns:
         One response per prompt in a search, `settings.samples` per prompt otherwise, prompt by
@@ -193,9 +196,10 @@ def run_ivg(
             **dict(word for idea, word in ENGINE_KEYWORDS.items() if idea in without),
         )
         requests = build_requests(len(prompts), mode, settings, "prefill-once" not in without)
+        order = random.Random(0).sample(requests, len(requests)) if shuffled else requests
         found = {
             (outcome.request.prompt.id, outcome.request.sample): outcome.winner.row.tokens
-            for outcome in engine.run(requests)
+            for outcome in engine.run(order)
         }
     responses = [found[request.prompt.id, request.sample] for request in requests]
     return Outcome(responses, settings.row_tokens(len(prompts), mode))

@@ -105,6 +105,7 @@ SHAPES: dict[str, Callable[[], Shape]] = {
     "smollm2-wide": lambda: Shape(
         smollm2(), smollm2(), llama(*(576, 1536, 30, 9, 3, 49152), num_labels=1)
     ),
+    "gpt2": lambda: Shape(gpt2(768, 12, 12)),
     "gpt2-xl": lambda: Shape(gpt2(1600, 48, 25), gpt2(768, 12, 12)),
     "mistral-7b": lambda: Shape(mistral_7b(), mistral_7b(), llama(*LLAMA_8B, num_labels=1)),
     "llama2-7b": lambda: Shape(

@@ -43,8 +43,6 @@ def greedy(network: torch.nn.Module, device: str = "cpu") -> list[list[int]]:
 
 @pytest.mark.parametrize("runner", [run_static, run_continuous, run_compiled])
 def test_greedy_responses_equal_those_of_generate(networks: Networks, runner: Contestant) -> None:
-    if runner is run_continuous and networks.base.config.model_type == "gpt2":
-        pytest.skip("continuous batching refuses learned positions")
     before = networks.base.config._attn_implementation
     outcome = runner(networks, PROMPTS, "base", GREEDY)
     assert outcome.responses == greedy(networks.base)
