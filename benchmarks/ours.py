@@ -31,8 +31,8 @@ rows: many searches decode at once. incremental: values read new tokens only. pr
 a prompt share its reading. packed: weights laid out for the processor. graphs, speculation: the
 engine's own keywords of that meaning.
 """
-ENGINE_KEYWORDS = {"graphs": ("graphs", "off"), "speculation": ("speculate", "off")}
-"""Keyword of the engine and the value that turns the idea off."""
+ENGINE_KEYWORDS = {"graphs": "graphs", "speculation": "speculate"}
+"""Keyword of the engine, where it has it, which takes `auto` and `off`."""
 
 
 class GivenIds:
@@ -79,15 +79,24 @@ def stream(networks: Networks, model: PreTrainedModel, prompts: Sequence[Sequenc
     return Stream(network, GivenIds(prompts), 1)
 
 
+def engine_words(without: frozenset[str]) -> dict[str, str]:
+    """Return `auto` or `off` for each idea that the engine has a keyword for."""
+    known = inspect.signature(Engine).parameters
+    return {
+        idea: "off" if idea in without else "auto"
+        for idea, keyword in ENGINE_KEYWORDS.items()
+        if keyword in known
+    }
+
+
 def require_idea(idea: str, mode: str) -> None:
     """Refuse to leave out what the engine or the mode has not got.
 
     Raises:
         NotImplementedError: nothing would change.
     """
-    keyword = ENGINE_KEYWORDS.get(idea, (None,))[0]
-    if keyword is not None and keyword not in inspect.signature(Engine).parameters:
-        raise NotImplementedError(f"the engine has no keyword {keyword}")
+    if idea in ENGINE_KEYWORDS and idea not in engine_words(frozenset()):
+        raise NotImplementedError(f"the engine has no keyword {ENGINE_KEYWORDS[idea]}")
     if idea == "incremental" and mode not in SEARCHES:
         raise NotImplementedError(f"nothing is ranked in the mode {mode}")
     if idea == "prefill-once" and mode in SEARCHES:
@@ -193,7 +202,7 @@ def run_ivg(
             frozenset(),
             need if "rows" in without else max(need, rows),
             settings.seed,
-            **dict(word for idea, word in ENGINE_KEYWORDS.items() if idea in without),
+            **{ENGINE_KEYWORDS[idea]: word for idea, word in engine_words(without).items()},
         )
         requests = build_requests(len(prompts), mode, settings, "prefill-once" not in without)
         order = random.Random(0).sample(requests, len(requests)) if shuffled else requests

@@ -206,7 +206,9 @@ class Engine:
     def _open(self, request: Request) -> Search | Outcome:
         """Return a search for a request, or its failure if the prompt does not suit a model or leaves no room."""
         prompt = request.prompt
-        room = request.max_new_tokens or self.limits.max_new_tokens
+        room = self.limits.max_new_tokens
+        if request.max_new_tokens is not None:
+            room = min(room, request.max_new_tokens)
         for stream in self.streams:
             try:
                 length = len(stream.prompts.encode(prompt.text, prompt.messages, prompt.id))

@@ -164,7 +164,7 @@ def test_without_an_idea_more_tokens_are_read(valued: Networks) -> None:
 
 
 def test_an_idea_that_the_engine_lacks_is_named(valued: Networks, monkeypatch) -> None:
-    monkeypatch.setitem(ours.ENGINE_KEYWORDS, "graphs", ("no_such_keyword", "off"))
+    monkeypatch.setitem(ours.ENGINE_KEYWORDS, "graphs", "no_such_keyword")
     with pytest.raises(NotImplementedError, match="the engine has no keyword no_such_keyword"):
         ours.run_ivg(valued, PROMPTS, "base", GREEDY, frozenset({"graphs"}))
 
