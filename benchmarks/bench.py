@@ -68,11 +68,12 @@ def print_summary(summary: dict, mode: str) -> None:
             for name, reading in row["readings"].items()
         )
         print(f"  {row['name']} {row['mode']}: {readings}")
-    print("rates in row·tokens/s, times the other's:")
+    print("rates in row·tokens/s, times the other's (by processor time):")
     for pair, ratio in summary["row_rate_ratios"].items():
         name, _, other = pair.partition(" / ")
         goal = GOALS.get((mode, other)) if name == "ivg" else None
-        print(f"  {pair}: {ratio:.2f}" + (f" (goal {goal:g})" if goal else ""))
+        work = summary["processor_rate_ratios"][pair]
+        print(f"  {pair}: {ratio:.2f} ({work:.2f})" + (f" (goal {goal:g})" if goal else ""))
     if summary["guidance_cost"]:
         print(f"guidance justifies {summary['justified_flops_ratio']:.2f} times the base's time;")
         for name, cost in summary["guidance_cost"].items():

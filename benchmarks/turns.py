@@ -43,6 +43,8 @@ class Measurement:
     mode: str
     prompts: int
     seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    """Processor seconds of all threads: on a CPU that others use too, less in doubt than `seconds`."""
     row_tokens: int = 0
     accepted_tokens: int = 0
     limit: float | None = None
@@ -86,13 +88,14 @@ def run_once(
     """
     device = networks.base.device
     with counted(networks.named()) as readings, peak_memory(device) as peak:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         outcome = CONTESTANTS[name](networks, prompts, mode, settings)
         wait(device)
-        seconds = time.perf_counter() - start
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
     require_lengths(name, outcome, mode, settings, len(prompts))
     if into is not None:
         into.seconds.append(seconds)
+        into.processor.append(worked)
         into.row_tokens, into.accepted_tokens = outcome.row_tokens, outcome.accepted_tokens
         into.peak, into.readings = peak, readings
 
@@ -204,12 +207,14 @@ def summarise(
     """
     guided = {entry.name: entry for entry in measurements if entry.mode == mode}
     plain = {entry.name: entry for entry in measurements if entry.mode == "base"}
-    ratios = {
-        f"{name} / {other}": guided[name].row_rate / guided[other].row_rate
-        for name in guided
-        for other in guided
-        if name != other
-    }
+    pairs = [(name, other) for name in guided for other in guided if name != other]
+    ratios, work = (
+        {f"{name} / {other}": rate(guided[name]) / rate(guided[other]) for name, other in pairs}
+        for rate in (
+            lambda entry: entry.row_rate,
+            lambda entry: entry.row_tokens / statistics.median(entry.processor),
+        )
+    )
     overhead = {
         name: statistics.median(entry.seconds)
         / statistics.median(plain[name].seconds)
@@ -230,6 +235,7 @@ def summarise(
     return {
         "measurements": rows,
         "row_rate_ratios": ratios,
+        "processor_rate_ratios": work,
         "justified_flops_ratio": flops_ratio,
         "guidance_cost": overhead,
     }

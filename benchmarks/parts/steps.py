@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contest import Networks, Settings
 from benchmarks.limit import load_of, step_seconds, wait
-from benchmarks.parts import Run
+from benchmarks.parts import Run, free
 from benchmarks.shapes import build_networks, random_prompts
 from benchmarks.turns import CONTESTANTS
 
@@ -124,6 +124,7 @@ def seconds_of_step(
             CONTESTANTS[name](networks, prompts, "base", settings)
             wait(networks.base.device)
             times.append(time.perf_counter() - start)
+            free(networks.base.device)
         best.append(min(times[1:]))
     # On a busy machine the longer run can come out shorter; a step then took no measurable time.
     return max(best[1] - best[0], 1e-9) / few

@@ -124,7 +124,6 @@ class Decoder:
         network: a model whose attention is `ATTENTION` while it is used.
         prompts: token ids of each prompt, at least two tokens each.
         settings: samples, length and sampling.
-        compile_step: turns the step into a faster one with the same effect.
     """
 
     def __init__(
@@ -132,7 +131,6 @@ class Decoder:
         network: PreTrainedModel,
         prompts: Sequence[Sequence[int]],
         settings: Settings,
-        compile_step: Callable[[Callable[[], None]], Callable[[], None]] = lambda step: step,
     ) -> None:
         self.network = network
         self.settings = settings
@@ -141,7 +139,6 @@ class Decoder:
         capacity = longest + settings.max_new_tokens
         self.rows = StaticRows(rows, capacity, network.device, network.dtype)
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=network.device)
-        self.step: Callable[[], None] = compile_step(self._step)
         self._prefill(prompts)
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -162,7 +159,7 @@ class Decoder:
         # What padding has left behind is written over before any row can see it.
         self.rows.positions.copy_(ends.repeat_interleave(copies))
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Read the latest token of every row and draw the next one, in place."""
         self.rows.look()
         hidden = self.network.base_model(
@@ -179,30 +176,32 @@ class Decoder:
         logits = self.network.get_output_embeddings()(hidden).float()
         self.tokens.copy_(draw(logits, self.settings))
 
-    def captured(self) -> Callable[[], None]:
+    def captured(self, step: Callable[[], None]) -> Callable[[], None]:
         """Return the step as a CUDA graph; the rows stand afterwards where they stood before."""
         tokens, positions = self.tokens.clone(), self.rows.positions.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):
-                self.step()
+                step()
                 self.tokens.copy_(tokens)
                 self.rows.positions.copy_(positions)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.step()
+            step()
         self.tokens.copy_(tokens)
         self.rows.positions.copy_(positions)
         return graph.replay
 
-    def decode(self) -> list[list[int]]:
-        """Return the responses of every row, of full length."""
+    def decode(self, backend: str | None) -> list[list[int]]:
+        """Return the responses of every row, of full length; the step goes through `backend` if one is named."""
         drawn = [self.tokens.clone()]
-        step = self.step
+        step: Callable[[], None] = self.step
+        if backend is not None:
+            step = torch.compile(step, backend=backend, fullgraph=True)
         if self.tokens.is_cuda and self.settings.max_new_tokens > 1:
-            step = self.captured()
+            step = self.captured(step)
         for _ in range(self.settings.max_new_tokens - 1):
             step()
             drawn.append(self.tokens.clone())
@@ -224,16 +223,12 @@ def decode_static(
         settings: how to decode; top-p is left out, as gpt-fast has none.
         backend: compiler of the step (`inductor`); None captures or runs it as it is.
     """
-
-    def compile_step(step: Callable[[], None]) -> Callable[[], None]:
-        return torch.compile(step, backend=backend, fullgraph=True) if backend else step
-
     before = network.config._attn_implementation
     network.set_attn_implementation(ATTENTION)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            return Decoder(network, prompts, settings, compile_step).decode()
+            return Decoder(network, prompts, settings).decode(backend)
     finally:
         network.set_attn_implementation(before)
 

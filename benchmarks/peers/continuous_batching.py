@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 from benchmarks.contest import Networks, Outcome, Settings
@@ -24,11 +23,10 @@ def cache_config(
 ) -> ContinuousBatchingConfig:
     """Return its own defaults on a GPU, and a cache that just holds every row on a CPU."""
     if network.device.type == "cuda":
-        return ContinuousBatchingConfig(seed=settings.seed)
+        return ContinuousBatchingConfig()
     longest = max(len(prompt) for prompt in prompts) + settings.max_new_tokens
     rows = len(prompts) * settings.samples
     return ContinuousBatchingConfig(
-        seed=settings.seed,
         num_blocks=rows * math.ceil(longest / PAGE) + 1,
         max_batch_tokens=max(PAGE, rows, sum(len(prompt) for prompt in prompts)),
     )
@@ -63,12 +61,11 @@ def run_continuous(
     )
     before = network.config._attn_implementation
     try:
-        with torch.random.fork_rng():
-            found = network.generate_batch(
-                [list(prompt) for prompt in prompts],
-                generation_config=wanted,
-                continuous_batching_config=cache_config(network, prompts, settings),
-            )
+        found = network.generate_batch(
+            [list(prompt) for prompt in prompts],
+            generation_config=wanted,
+            continuous_batching_config=cache_config(network, prompts, settings),
+        )
     finally:
         network.set_attn_implementation(before)
     responses = [list(output.generated_tokens) for output in found.values()]
