@@ -100,12 +100,18 @@ class Arithmetic:
         return total
 
 
+def head_of(network: PreTrainedModel) -> nn.Module:
+    """Return the output head: of a language model, or of a sequence classifier."""
+    head = network.get_output_embeddings()
+    return network.score if head is None else head
+
+
 def arithmetic(network: PreTrainedModel) -> Arithmetic:
     """Read a network's operation counts off its weights and configuration."""
     embeddings = {
         id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)
     }
-    head = network.get_output_embeddings().weight
+    head = head_of(network).weight
     matrices = sum(
         weight.numel()
         for weight in network.base_model.parameters()

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from benchmarks.contest import Networks, Outcome, Round, Settings
+from benchmarks.contest import SEARCHES, Networks, Outcome, Round, Settings
 
 SCORED_ROWS = 32
 """Candidates valued in one pass: at 49,152 tokens their logits take a few hundred megabytes."""
@@ -58,7 +58,7 @@ class ImplicitGuidance(LogitsProcessor):
     """Add weight · (z_tuned − z_reference) to the base's logits inside `generate()`.
 
     Raw logits stand in for log-probabilities: they differ by a constant per row, which sampling
-    does not see. One object serves one call of `generate()`.
+    does not see. One object follows one batch, from one call of `generate()` to the next.
     """
 
     def __init__(
@@ -87,6 +87,11 @@ class ImplicitGuidance(LogitsProcessor):
             for guide, cache in zip(self.guides, self.caches, strict=True)
         )
         return scores + self.weight * (tuned.float() - reference.float())
+
+    def reorder(self, parents: Tensor) -> None:
+        """Follow rows (R,) that were copied from `parents` of the same prompt."""
+        for cache in self.caches:
+            cache.reorder_cache(parents)
 
 
 def forced_length(
@@ -178,8 +183,12 @@ def cbs_i(
     top_p: float = 1.0,
     seed: int = 0,
     pad_id: int = 0,
+    value: PreTrainedModel | None = None,
+    weight: float = 0.0,
 ) -> tuple[list[list[int]], list[list[Round]]]:
     """Search chunk by chunk, all prompts at once, for the largest log p_tuned − log p_reference.
+
+    With `value`, a sequence classifier ranks the chunks instead.
 
     Args:
         base: the network that writes.
@@ -195,6 +204,8 @@ def cbs_i(
         top_p: probability mass that may be drawn; 1 admits all.
         seed: seed of the draws, shared by the batch.
         pad_id: id that fills the gaps on the left.
+        value: network with one output per text, which replaces the implicit value in the ranking.
+        weight: multiplies the guides' tilt of every token's logits; 0 draws from the base alone.
 
     Returns:
         The best response of each prompt, and each prompt's selections in order.
@@ -205,6 +216,7 @@ def cbs_i(
     start = ids.shape[1]
     first_row = torch.arange(len(prompts), device=base.device)[:, None] * rows
     cache = DynamicCache(config=base.config)
+    guidance = ImplicitGuidance(tuned, reference, mask, weight) if weight else None
     rounds: list[list[Round]] = [[] for _ in prompts]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -214,11 +226,15 @@ def cbs_i(
                 ids,
                 attention_mask=mask,
                 past_key_values=cache,
+                logits_processor=LogitsProcessorList([guidance] if guidance else []),
                 generation_config=forced_length(step, temperature, top_k, top_p, pad_id),
             )
             ids = output.sequences
             mask = torch.cat([mask, mask.new_ones(mask.shape[0], step)], dim=-1)
-            values = implicit_values(tuned, reference, ids, mask, start)
+            if value is None:
+                values = implicit_values(tuned, reference, ids, mask, start)
+            else:
+                values = explicit_values(value, ids, mask)
             values = values.view(len(prompts), rows)
             survivors = values.topk(beam_width, dim=-1).indices
             note_rounds(rounds, ids[:, start:], values, survivors)
@@ -226,6 +242,8 @@ def cbs_i(
             parents = (survivors.repeat(1, successors) + first_row).flatten()
             ids = ids[parents]
             cache.reorder_cache(parents)
+            if guidance:
+                guidance.reorder(parents)
     return ids[::rows, start:].tolist(), rounds
 
 
@@ -267,6 +285,20 @@ def implicit_values(
     return torch.cat(values)
 
 
+def explicit_values(value: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return a classifier's output (R,) after the last token of each row of `ids` (R, T), without a cache."""
+    found = []
+    for part, part_mask in zip(ids.split(SCORED_ROWS), mask.split(SCORED_ROWS), strict=True):
+        hidden = value.base_model(
+            input_ids=part,
+            attention_mask=part_mask,
+            position_ids=positions_of(part_mask),
+            use_cache=False,
+        ).last_hidden_state
+        found.append(value.score(hidden[:, -1])[:, 0].float())
+    return torch.cat(found)
+
+
 def response_logprobs(network: PreTrainedModel, ids: Tensor, mask: Tensor, start: int) -> Tensor:
     """Return the log-probability (R,) of the tokens from column `start` on, without a cache."""
     response = ids[:, start:]
@@ -294,7 +326,8 @@ def run_batched(
         "seed": settings.seed,
         "pad_id": networks.tokenizer.pad_token_id,
     }
-    if mode == "cbs-i":
+    if mode in SEARCHES:
+        ranked = {"value": networks.value, "weight": settings.weight} if mode == "ivg" else {}
         responses, _ = cbs_i(
             networks.base,
             networks.tuned,
@@ -303,6 +336,7 @@ def run_batched(
             beam_width=settings.beam_width,
             successors=settings.successors,
             chunk_length=settings.chunk_length,
+            **ranked,
             **shared,
         )
     else:
@@ -316,5 +350,4 @@ def run_batched(
             weight=settings.weight,
             **shared,
         )
-    rows = len(prompts) * settings.rows_per_prompt(mode)
-    return Outcome(responses, rows * settings.max_new_tokens)
+    return Outcome(settings.cut(responses, mode), settings.row_tokens(len(prompts), mode))

@@ -38,8 +38,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from benchmarks.contest import Networks, Outcome, Round, Settings
+from benchmarks.contest import SEARCHES, Networks, Outcome, Round, Settings
 from benchmarks.cost import Reading, counted
+from benchmarks.peers.published_values import (
+    as_text,
+    explicit_values,
+    implicit_values,
+    response_texts,
+    trimmed,
+)
 
 
 @dataclass
@@ -47,7 +54,7 @@ class Stats:
     """What decoding one prompt took."""
 
     readings: dict[str, Reading]
-    """Forward passes and tokens read, by network: base, tuned, reference."""
+    """Forward passes and tokens read, by network: base, tuned, reference, value."""
     row_tokens: int = 0
     """Tokens drawn over all rows."""
     rounds: list[Round] = field(default_factory=list)
@@ -74,6 +81,35 @@ class CachedNetwork:
             use_cache=True,
         )
         return output.logits[:, -1, :]
+
+
+class GuidedNetwork:
+    """A base and the guides that tilt it, each with a cache of its own; weight 0 leaves the guides out."""
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tuned: PreTrainedModel,
+        reference: PreTrainedModel,
+        weight: float,
+    ) -> None:
+        guides = (tuned, reference) if weight else ()
+        self.followed = [CachedNetwork(network) for network in (base, *guides)]
+        self.weight = weight
+
+    def next_logits(self, ids: Tensor) -> Tensor:
+        """Return z_base + weight · (z_tuned − z_reference) (R, V) after `ids` (R, T)."""
+        # One network after another, summed in the networks' own precision, as published.
+        z_base, *z_guides = (network.next_logits(ids) for network in self.followed)
+        if not z_guides:
+            return z_base
+        z_tuned, z_reference = z_guides
+        return z_base + self.weight * (z_tuned - z_reference)
+
+    def reorder(self, parents: Tensor) -> None:
+        """Follow rows (R,) that were copied from `parents`."""
+        for network in self.followed:
+            network.cache.reorder_cache(parents)
 
 
 class Finish:
@@ -207,16 +243,9 @@ def eft_i(
     Returns:
         The response tokens and what they took.
     """
-    followed = [CachedNetwork(network) for network in (base, tuned, reference)]
-
-    def guided_logits(ids: Tensor) -> Tensor:
-        # One network after another, summed in the networks' own precision, as published.
-        z_base, z_tuned, z_reference = (network.next_logits(ids) for network in followed)
-        return z_base + weight * (z_tuned - z_reference)
-
     with counted({"base": base, "tuned": tuned, "reference": reference}) as readings:
         response = sample(
-            guided_logits,
+            GuidedNetwork(base, tuned, reference, weight).next_logits,
             prompt_ids,
             device=base.device,
             max_new_tokens=max_new_tokens,
@@ -246,8 +275,12 @@ def cbs_i(
     top_p: float | None = None,
     seed: int = 0,
     eos_ids: Sequence[int] | None = None,
+    value: PreTrainedModel | None = None,
+    weight: float = 0.0,
 ) -> tuple[list[int], Stats]:
     """Search chunk by chunk for the response with the largest log p_tuned − log p_reference.
+
+    With `value`, a sequence classifier ranks the chunks instead.
 
     Finished rows are valued again in every round and, as long as they lead, copied to K rows each.
 
@@ -266,14 +299,18 @@ def cbs_i(
         top_p: probability mass that may be drawn; None admits all, 1 admits all after a sort.
         seed: seed of the draws.
         eos_ids: tokens that end a response; None forces the full length.
+        value: network with one output per text, which replaces the implicit value in the ranking.
+        weight: multiplies the guides' tilt of every token's logits; 0 draws from the base alone.
 
     Returns:
         The response tokens of the best row of the last selection, and what they took.
     """
     networks = {"base": base, "tuned": tuned, "reference": reference}
+    if value is not None:
+        networks["value"] = value
     with counted(networks) as readings:
         stats = Stats(readings)
-        follower = CachedNetwork(base)
+        follower = GuidedNetwork(base, tuned, reference, weight)
         generator = torch.Generator(base.device).manual_seed(seed)
         filters = warpers(temperature, top_k, top_p)
         start = len(prompt_ids)
@@ -294,119 +331,21 @@ def cbs_i(
             remaining = chunk_length
             candidates = [trimmed(row[start:], eos_ids) for row in ids.tolist()]
             texts = response_texts(tokenizer, prompt_ids, prompt_text, candidates, finish.ended)
-            values = implicit_values(
-                tuned, reference, tokenizer, prompt_text, texts, finish.ended.tolist()
-            )
+            if value is None:
+                values = implicit_values(
+                    tuned, reference, tokenizer, prompt_text, texts, finish.ended.tolist()
+                )
+            else:
+                values = explicit_values(value, tokenizer, prompt_text, texts)
             survivors = torch.topk(values, beam_width).indices
             stats.rounds.append(Round(candidates, values.tolist(), survivors.tolist()))
             parents = survivors.repeat(successors)
             ids = ids[parents]
             finish.reorder(parents)
-            follower.cache.reorder_cache(parents)
+            follower.reorder(parents)
             done = finish.everywhere()
     last = stats.rounds[-1]
     return last.candidates[last.survivors[0]], stats
-
-
-def trimmed(response: list[int], eos_ids: Sequence[int] | None) -> list[int]:
-    """Cut a row after its first end-of-sequence token, which also drops the padding behind it."""
-    for position, token in enumerate(response):
-        if eos_ids is not None and token in eos_ids:
-            return response[: position + 1]
-    return response
-
-
-def as_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Decode tokens without tidying, special tokens included."""
-    return tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
-
-
-def response_texts(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: Sequence[int],
-    prompt_text: str,
-    candidates: Sequence[Sequence[int]],
-    ended: Tensor,
-) -> list[str]:
-    """Decode prompt and response together, less the end-of-sequence token, and cut the prompt off.
-
-    A prompt that ends inside a character decodes differently on its own; the response is then
-    decoded alone.
-    """
-    texts = []
-    for candidate, is_ended in zip(candidates, ended.tolist(), strict=True):
-        kept = candidate[:-1] if is_ended else candidate
-        whole = as_text(tokenizer, [*prompt_ids, *kept])
-        if whole.startswith(prompt_text):
-            texts.append(whole[len(prompt_text) :])
-        else:
-            texts.append(as_text(tokenizer, kept))
-    return texts
-
-
-def implicit_values(
-    tuned: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    responses: Sequence[str],
-    ended: Sequence[bool],
-) -> Tensor:
-    """Return log p_tuned − log p_reference (R,) of each response text, in nats.
-
-    Each guide tokenises and reads every text from its first token, as the published scorer does.
-    """
-    return response_logprobs(tuned, tokenizer, prompt, responses, ended) - response_logprobs(
-        reference, tokenizer, prompt, responses, ended
-    )
-
-
-def response_logprobs(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    responses: Sequence[str],
-    ended: Sequence[bool],
-) -> Tensor:
-    """Return the log-probability (R,) of each response text after the prompt text, in nats.
-
-    The response begins where the tokens of prompt plus response first differ from those of the
-    prompt. An ended response is followed by the tokenizer's end-of-sequence token, which counts.
-    """
-    alone = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    sequences, starts = [], []
-    for response, is_ended in zip(responses, ended, strict=True):
-        tokens = tokenizer(prompt + response, add_special_tokens=False)["input_ids"]
-        if is_ended:
-            tokens = [*tokens, tokenizer.eos_token_id]
-        sequences.append(tokens)
-        starts.append(shared_length(alone, tokens))
-    longest = max(len(tokens) for tokens in sequences)
-    lengths = torch.tensor([len(tokens) for tokens in sequences], device=network.device)
-    ids = torch.tensor(
-        [tokens + [tokenizer.pad_token_id] * (longest - len(tokens)) for tokens in sequences],
-        device=network.device,
-    )
-    places = torch.arange(longest, device=network.device)
-    mask = (places < lengths[:, None]).long()
-    # Padding stands on the right, so default positions and the causal order keep it out of sight.
-    logits = network(input_ids=ids, attention_mask=mask).logits.to(torch.float32)
-    logprobs = logits[:, :-1].log_softmax(dim=-1)
-    chosen = logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1)
-    counts = mask.bool() & (places >= torch.tensor(starts, device=network.device)[:, None])
-    return chosen.masked_fill(~counts[:, 1:], 0.0).sum(dim=-1)
-
-
-def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Count the tokens two sequences share from the start; 1 if none, as the first has no odds."""
-    shared = 0
-    for left, right in zip(first, second, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return max(shared, 1)
 
 
 def run_published(
@@ -419,14 +358,15 @@ def run_published(
     """
     responses, row_tokens = [], 0
     shared = {
-        "max_new_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
         "top_k": settings.top_k,
         "top_p": settings.top_p,
     }
     for index, prompt in enumerate(prompts):
         shared["seed"] = settings.seed + index
-        if mode == "cbs-i":
+        shared["max_new_tokens"] = settings.length(index)
+        if mode in SEARCHES:
+            guided = {"value": networks.value, "weight": settings.weight} if mode == "ivg" else {}
             response, stats = cbs_i(
                 networks.base,
                 networks.tuned,
@@ -436,6 +376,7 @@ def run_published(
                 beam_width=settings.beam_width,
                 successors=settings.successors,
                 chunk_length=settings.chunk_length,
+                **guided,
                 **shared,
             )
         elif mode == "eft-i":

@@ -279,6 +279,8 @@ class Engine:
         """Return a search for a request, or its failure if the prompt does not suit a model or leaves no room."""
         prompt = request.prompt
         room = self.limits.max_new_tokens
+        if request.max_new_tokens is not None:
+            room = min(room, request.max_new_tokens)
         readers: list[Stream | ServedBase] = [*self.streams]
         if self.served is not None:
             readers.insert(0, self.served)

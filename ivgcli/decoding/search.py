@@ -17,6 +17,8 @@ class Request:
     sample: int = 0
     candidate: int = 0
     """Number among the candidates of best-of-N; 0 otherwise."""
+    max_new_tokens: int | None = None
+    """Tokens of this response at most, from 1 to what the run allows; None: as many as that."""
 
 
 @dataclass

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel, TopPLogitsWarper
 
-from benchmarks import bench, shapes
-from benchmarks.contest import Networks, Outcome, Settings
+from benchmarks import bench, shapes, turns
+from benchmarks.contest import Contestant, Networks, Outcome, Settings
 from benchmarks.cost import arithmetic, counted
 from benchmarks.peers import batched_generate, published_loop
 
@@ -139,9 +139,7 @@ def assert_rounds_keep_the_best(rounds: list, beam_width: int, response: list[in
 
 
 @pytest.mark.parametrize("runner", [published_loop.run_published, batched_generate.run_batched])
-def test_greedy_chunk_search_is_greedy_decoding(
-    networks: Networks, runner: bench.Contestant
-) -> None:
+def test_greedy_chunk_search_is_greedy_decoding(networks: Networks, runner: Contestant) -> None:
     """All candidates of a prompt are equal at temperature 0; a neighbour's cache would show."""
     settings = Settings(
         beam_width=2, successors=3, chunk_length=3, max_new_tokens=LENGTH, temperature=0.0
@@ -249,8 +247,8 @@ def test_every_id_survives_the_way_through_text() -> None:
 
 def test_smollm2_shape_has_the_published_number_of_weights() -> None:
     with torch.device("meta"):
-        base = shapes.from_config(shapes.configuration("smollm2"))
-        guide = shapes.from_config(shapes.configuration("smollm2", layers=6))
+        base = shapes.from_config(shapes.smollm2())
+        guide = shapes.from_config(shapes.smollm2(6))
     embedding, layer = 49152 * 576, 576 * (2 * 576 + 2 * 192 + 3 * 1536) + 2 * 576
     # Number of parameters in SmolLM2-135M's own file; head and embedding are one tensor.
     assert base.num_parameters() == embedding + 30 * layer + 576 == 134_515_008
@@ -259,7 +257,7 @@ def test_smollm2_shape_has_the_published_number_of_weights() -> None:
 
 def test_arithmetic_counts_each_matrix_once_per_token() -> None:
     with torch.device("meta"):
-        cost = arithmetic(shapes.from_config(shapes.configuration("smollm2")))
+        cost = arithmetic(shapes.from_config(shapes.smollm2()))
     assert cost.layers == 2 * 30 * 576 * (2 * 576 + 2 * 192 + 3 * 1536)
     assert cost.head == 2 * 49152 * 576
     assert cost.attention == 30 * 4 * 9 * 64
@@ -317,6 +315,6 @@ def test_bench_refuses_a_contestant_that_stops_early(networks: Networks, monkeyp
     def lazy(_networks, prompts, _mode, _settings) -> Outcome:
         return Outcome([[1] for _ in prompts], row_tokens=len(prompts))
 
-    monkeypatch.setitem(bench.CONTESTANTS, "published-loop", lazy)
+    monkeypatch.setitem(turns.CONTESTANTS, "published-loop", lazy)
     with pytest.raises(RuntimeError, match=r"responses of \[1\] tokens where 6 are forced"):
-        bench.run_once("published-loop", networks, PROMPTS, "base", Settings(max_new_tokens=6))
+        turns.run_once("published-loop", networks, PROMPTS, "base", Settings(max_new_tokens=6))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import functools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from ivgcli.decoding.search import Request
 from ivgcli.errors import ModelError
 from ivgcli.models.network import Network
 from ivgcli.models.streams import Stream
@@ -86,6 +88,23 @@ def test_a_response_alone_is_the_response_in_company(name):
             ],
         )
         assert plain(numbers(alone)["p3", sample]) == numbers(together)["p3", sample]
+
+
+@pytest.mark.parametrize("name", ["base", "eft-i"])
+def test_a_request_with_a_length_of_its_own_ends_there_and_its_neighbours_go_on(name):
+    def shortened(requests: list[Request]) -> list[Request]:
+        first, *others = requests
+        return [replace(first, max_new_tokens=3), *others]
+
+    forever = {"rows": 8, "eos_ids": frozenset()}
+    whole, run = decode(plan(name), **forever), decode(plan(name), order=shortened, **forever)
+    key = ("p0", 0)
+    long, short = whole.outcomes[key], run.outcomes[key].winner.row
+    others = [(other, outcome) for other, outcome in whole.outcomes.items() if other != key]
+    assert (short.tokens, short.finish) == (long.winner.row.tokens[:3], "length")
+    assert {other: run.outcomes[other].winner.row.tokens for other, _ in others} == {
+        other: outcome.winner.row.tokens for other, outcome in others
+    }
 
 
 def test_samples_that_start_late_share_the_prompt_that_has_been_read():
