@@ -10,25 +10,21 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import Protocol
 
 import torch
 
 from ivgcli.decoding import ChunkRanking, Limits, Mode
 from ivgcli.decoding.beams import Candidate, select, select_published
-from ivgcli.decoding.burst import STEPS, Burst, Lane, possible
-from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.guessers import Speculate
 from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Hypothesis, Outcome, Request, Search, Spent
 from ivgcli.decoding.served import ServedBase
-from ivgcli.decoding.speculation import Speculation, speculation
-from ivgcli.decoding.step import next_tokens
+from ivgcli.decoding.stepper import Graphs, Stepper
+from ivgcli.decoding.supply import Listed, Supply
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
 from ivgcli.models.streams import Reading, Stream, read_all
-from ivgcli.models.text import StopStrings, response_text
+from ivgcli.models.text import response_text
 from ivgcli.values import Row, Value
 from ivgcli.values.by_text import TextMeter
 from ivgcli.values.coverage import Coverage, Tally
@@ -38,33 +34,6 @@ Trace = Callable[[Search, list[Candidate], list[int], bool], None]
 
 SINGLE = ChunkRanking(value=None)
 """W = K = 1 over whole responses: nothing to rank."""
-
-
-class Supply(Protocol):
-    """Where requests come from, if not all of them are known from the beginning."""
-
-    def take(self, room: int, wait: bool) -> Sequence[Request] | None:
-        """Return at most `room` requests; none if there is none now, None if there will be none.
-
-        Args:
-            room: how many searches could begin now, at least 1.
-            wait: whether to wait for one, because nothing else is under way.
-        """
-
-
-class Listed:
-    """All of some requests, in their order.
-
-    Args:
-        requests: read as far as there is room.
-    """
-
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self._requests = iter(requests)
-
-    def take(self, room: int, wait: bool) -> Sequence[Request] | None:
-        """Return the next `room` requests, or those that are left; None if none is."""
-        return list(islice(self._requests, room)) or None
 
 
 class Engine:
@@ -83,7 +52,7 @@ class Engine:
         stepped: called after every step, for whoever wants to show `under_way`.
         meters: of values that read whole texts, and not through streams.
         coverages: of values that guide tokens across vocabularies.
-        bursts: whether several tokens are drawn between two looks at them, where the mode allows it; None: on a GPU.
+        graphs: whether several tokens are drawn between two looks at them, where the mode allows it; auto: on a GPU.
         speculate: whether a guide guesses tokens ahead; auto: where that pays, N: always N of them.
 
     Raises:
@@ -104,7 +73,7 @@ class Engine:
         stepped: Callable[[], None] = lambda: None,
         meters: Sequence[TextMeter] = (),
         coverages: Sequence[Coverage] = (),
-        bursts: bool | None = None,
+        graphs: Graphs = "auto",
         speculate: Speculate = "off",
     ) -> None:
         self.base = base
@@ -127,21 +96,9 @@ class Engine:
         local = [] if isinstance(base, ServedBase) else [base]
         streams = [*local, *(stream for value in self.values for stream in value.streams())]
         self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
-        self.width = width or base.network.width
-        self.vocabulary = torch.arange(self.width, dtype=torch.int32, device=base.network.device)
-        stops = limits.stop if self.served is None else ()
-        self.stops = StopStrings(base.network.tokenizer, stops, self.width if stops else 0)
-        self.burst: Burst | None = None
-        self.speculation: Speculation | None = None
-        if isinstance(base, Stream):
-            if bursts is None:
-                bursts = base.network.device.type == "cuda"
-            if bursts and possible(mode.token):
-                self.burst = Burst(base, mode.token, limits, self.vocabulary, eos_ids, warn)
-            captured = self.burst is not None and self.burst.captures
-            self.speculation = speculation(
-                base, mode, limits, self.vocabulary, eos_ids, speculate, captured
-            )
+        self.stepper = Stepper(
+            base, mode, limits, eos_ids, width or base.network.width, warn, graphs, speculate
+        )
         self.resize(rows)
 
     def resize(self, rows: int) -> None:
@@ -150,18 +107,14 @@ class Engine:
         self.searches: list[Search] = []
         self.free = list(range(rows))
         self.owner: list[str | None] = [None] * rows
-        self._careful = 0
-        """Ordinary steps to come before the next burst."""
-        for follower in (*self.streams, *self.values, *filter(None, [self.burst])):
+        for follower in (*self.streams, *self.values, self.stepper):
             follower.resize(rows)
-        if self.served is not None:
-            self.served.resize(rows)
 
     def guessed(self) -> Guessed | None:
         """Return how guessing tokens ahead has gone, None if it was never tried."""
-        if self.speculation is None or not self.speculation.tally.rounds:
-            return None
-        return self.speculation.tally
+        speculation = self.stepper.speculation
+        tried = speculation is not None and speculation.tally.rounds > 0
+        return speculation.tally if tried else None
 
     def under_way(self) -> tuple[int, float]:
         """Return the tokens of every unfinished search's longest candidate, and what share of their limits that is.
@@ -327,122 +280,9 @@ class Engine:
         search.open_chunk(self.ranking.chunk_length, self.seed)
 
     def _step(self) -> Iterable[Outcome]:
-        """Draw one token for every row that has neither ended nor come to the end of its chunk."""
-        live = self._live()
-        if isinstance(self.base, ServedBase):
-            if live:
-                self.base.step(live, self.mode.token)
-            return ()
-        if live and self._guess_ahead(live):
-            return ()
-        if self.burst is not None and not self._careful:
-            fresh = [pair for pair in live if not self._ready(*pair)]
-            self._draw(fresh)
-            self._run_ahead([pair for pair in self._live() if self._ready(*pair)])
-        else:
-            self._careful = max(0, self._careful - 1)
-            self._draw(live)
+        """Draw for every row that has neither ended nor come to the end of its chunk."""
+        self.stepper.step(self.searches)
         return ()
-
-    def _live(self) -> list[tuple[int, Search]]:
-        """Return the slots that have neither ended nor come to the end of their chunk, and their searches."""
-        live = [
-            (slot, search)
-            for search in self.searches
-            for slot in search.live()
-            if len(search.hypotheses[slot].row.tokens) < search.chunk_end
-        ]
-        return sorted(live, key=lambda pair: pair[0])
-
-    def _ready(self, slot: int, search: Search) -> bool:
-        return self.burst.ready(slot, len(search.hypotheses[slot].row.tokens))
-
-    def _run_ahead(self, live: Sequence[tuple[int, Search]]) -> None:
-        """Draw several tokens for these rows, and book what comes before their ends."""
-        if not live:
-            return
-        lanes = []
-        for slot, search in live:
-            tokens = search.hypotheses[slot].row.tokens
-            left = min(search.chunk_end, search.max_new_tokens) - len(tokens)
-            lanes.append(Lane(slot, tokens[-1], search.keys[slot], len(tokens), left))
-        found = self.burst.draw(lanes)
-        if found is None:
-            self._careful = STEPS
-            self._draw(live)
-            return
-        for (slot, search), lane, drawn in zip(live, lanes, found, strict=True):
-            hypothesis = search.hypotheses[slot]
-            count = 0
-            for token, gain in zip(drawn.tokens[: lane.left], drawn.gains, strict=False):
-                self._book(search, hypothesis, hypothesis.row, token, gain)
-                count += 1
-                if hypothesis.row.finish is not None:
-                    break
-            self.burst.settle(slot, drawn, count)
-
-    def _draw(self, live: Sequence[tuple[int, Search]]) -> None:
-        """Draw one token for each of these rows."""
-        if not live:
-            return
-            return
-        slots = [slot for slot, _ in live]
-        states = [search.hypotheses[slot].row for slot, search in live]
-        keys = step_keys(
-            [search.keys[slot] for slot, search in live],
-            [len(state.tokens) for state in states],
-            self.vocabulary.device,
-        )
-        step = next_tokens(
-            self.base, self.mode.token, self.limits, self.vocabulary, slots, states, keys
-        )
-        for (slot, search), state, drawn, gain in zip(
-            live, states, step.tokens, step.gains, strict=True
-        ):
-            self._book(search, search.hypotheses[slot], state, drawn, gain)
-
-    def _guess_ahead(self, live: Sequence[tuple[int, Search]]) -> bool:
-        """Draw several tokens for every live row, if guessing them pays; return whether that was done."""
-        ahead = self.speculation
-        if ahead is None:
-            return False
-        slots = [slot for slot, _ in live]
-        states = [search.hypotheses[slot].row for slot, search in live]
-        lengths = ahead.lengths(
-            [
-                min(search.chunk_end, search.max_new_tokens) - len(state.tokens)
-                for (_, search), state in zip(live, states, strict=True)
-            ]
-        )
-        keys = [search.keys[slot] for slot, search in live]
-        runs = ahead.draw(slots, states, keys, lengths) if any(lengths) else None
-        if runs is None:
-            return False
-        booked = []
-        for (slot, search), state, run in zip(live, states, runs, strict=True):
-            count = 0
-            while count < len(run.tokens) and state.finish is None:
-                hypothesis = search.hypotheses[slot]
-                self._book(search, hypothesis, state, run.tokens[count], run.gains[count])
-                count += 1
-            booked.append(count)
-        ahead.keep(booked)
-        return True
-
-    def _book(
-        self, search: Search, hypothesis: Hypothesis, state: Row, token: int, gain: float
-    ) -> None:
-        """Append a drawn token and see whether it ends the response."""
-        state.tokens.append(token)
-        hypothesis.kl += gain
-        if token in self.eos_ids:
-            state.finish = "eos"
-            return
-        cut = self.stops.find(state.prompt_ids, state.tokens)
-        if cut is not None:
-            state.finish, state.text = "stop", cut
-        elif len(state.tokens) >= search.max_new_tokens:
-            state.finish = "length"
 
     def _settle(self) -> Iterable[Outcome]:
         """Rank the searches whose chunk is over; finish some, branch the others."""

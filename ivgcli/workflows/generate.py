@@ -180,7 +180,7 @@ def decode_all(
         stepped=lambda: show(0),
         meters=assembly.meters,
         coverages=assembly.coverages,
-        bursts={"auto": None, "on": True, "off": False}[recipe.engine.graphs],
+        graphs=recipe.engine.graphs,
         speculate=recipe.engine.speculate,
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))

@@ -25,9 +25,9 @@ GUIDE = {"implicit": pair("llama-tuned", "llama-reference"), "explicit": folder(
 def test_replayed_steps_draw_what_single_steps_draw(mode: str, warp: dict[str, float]) -> None:
     """In float32; log-probabilities agree to 1e-3, kernels sum in orders of their own."""
     plan = recipe("llama", mode, guide=GUIDE, sampling={"max_new_tokens": 40, **warp})
-    alone, ahead = (decode(plan, device="cuda", bursts=each) for each in (False, True))
+    alone, ahead = (decode(plan, device="cuda", graphs=each) for each in ("off", "on"))
     assert not ahead.warnings
-    assert ahead.engine.burst.replays > 0
+    assert ahead.engine.stepper.burst.replays > 0
     assert ahead.tokens() == alone.tokens()
     for key, expected in alone.outcomes.items():
         found = ahead.outcomes[key].winner
@@ -37,9 +37,9 @@ def test_replayed_steps_draw_what_single_steps_draw(mode: str, warp: dict[str, f
 
 def test_every_step_after_the_first_is_a_replay() -> None:
     plan = recipe("llama", "eft-i", guide=GUIDE, sampling={"max_new_tokens": 1 + 3 * STEPS})
-    run = decode(plan, rows=8, device="cuda", bursts=True, eos_ids=frozenset())
-    assert run.engine.burst.replays == 3 * STEPS
-    assert len(run.engine.burst.tables) == 1
+    run = decode(plan, rows=8, device="cuda", graphs="on", eos_ids=frozenset())
+    assert run.engine.stepper.burst.replays == 3 * STEPS
+    assert len(run.engine.stepper.burst.tables) == 1
     assert run.network("llama").ledger.passes == 1 + 3 * STEPS
 
 
@@ -55,8 +55,8 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Burst, "_advance", watched)
     plan = recipe("llama", "eft-i", guide=GUIDE, sampling={"max_new_tokens": 20, "top_p": 0.9})
-    decode(plan, PROMPTS[:2], device="cuda", bursts=True)  # tries the kernels out first
-    assert not decode(plan, PROMPTS[:2], device="cuda", bursts=True).warnings
+    decode(plan, PROMPTS[:2], device="cuda", graphs="on")  # tries the kernels out first
+    assert not decode(plan, PROMPTS[:2], device="cuda", graphs="on").warnings
 
 
 @pytest.mark.parametrize("windowed", [False, True])

@@ -54,8 +54,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_bursts_draw_what_single_steps_draw(name: str) -> None:
     """Log-probabilities agree to 1e-4: 40 tokens, each summed in another order in float32."""
-    alone, ahead = (decode(CASES[name], PROMPTS[:3], rows=7, bursts=each) for each in (False, True))
-    assert ahead.engine.burst is not None
+    alone, ahead = (decode(CASES[name], PROMPTS[:3], rows=7, graphs=each) for each in ("off", "on"))
+    assert ahead.engine.stepper.burst is not None
     assert ahead.tokens() == alone.tokens()
     for key, expected in alone.outcomes.items():
         found = ahead.outcomes[key]
@@ -72,8 +72,8 @@ def test_bursts_draw_what_single_steps_draw(name: str) -> None:
     ids=str,
 )
 def test_other_guidance_takes_single_steps(mode: str, token: dict[str, Any]) -> None:
-    run = decode(plan(mode, token=token), PROMPTS[:1], bursts=True)
-    assert run.engine.burst is None
+    run = decode(plan(mode, token=token), PROMPTS[:1], graphs="on")
+    assert run.engine.stepper.burst is None
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_host_looks_once_in_sixteen_tokens(looks: list[int]) -> None:
     """The first token comes from the prompt's last state; the other 64 in four bursts."""
     forced = plan("eft-i", sampling={"max_new_tokens": 1 + 4 * STEPS, "samples": 1})
-    run = decode(forced, rows=8, bursts=True, eos_ids=frozenset())
+    run = decode(forced, rows=8, graphs="on", eos_ids=frozenset())
     assert looks == [len(PROMPTS)] * 4
     assert run.network("llama").ledger.passes == 1 + 4 * STEPS
 
@@ -101,7 +101,7 @@ def test_the_host_looks_once_in_sixteen_tokens(looks: list[int]) -> None:
 def test_chunks_end_together_and_bursts_with_them(looks: list[int]) -> None:
     """Chunks of 5 in responses of 20: the first begins with an ordinary step, and all take one burst."""
     forced = plan("cbs-i", sampling={"max_new_tokens": 20, "samples": 1}, chunk={"chunk_length": 5})
-    decode(forced, rows=64, bursts=True, eos_ids=frozenset())
+    decode(forced, rows=64, graphs="on", eos_ids=frozenset())
     assert looks == [4 * len(PROMPTS)] * 4
 
 
@@ -148,7 +148,7 @@ def test_a_step_asks_its_device_nothing_and_keeps_its_addresses(
     monkeypatch.setattr(transformers.PreTrainedModel, quiet, lambda *_: None)
     sampling = CASES[name].sampling.model_copy(update={"max_new_tokens": 4})
     short = CASES[name].model_copy(update={"sampling": sampling})
-    decode(short, PROMPTS[:1], rows=16, bursts=True, eos_ids=frozenset())
+    decode(short, PROMPTS[:1], rows=16, graphs="on", eos_ids=frozenset())
     assert watch.count > 100
     assert not watch.seen
     assert len(places) == 1
@@ -159,7 +159,7 @@ def test_a_nucleus_beyond_the_head_is_left_to_single_steps(
 ) -> None:
     monkeypatch.setattr(sampling_module, "HEAD", 8)
     wide = plan("eft-i", sampling={"top_p": 0.95, "max_new_tokens": 40})
-    alone, ahead = (decode(wide, rows=12, bursts=each) for each in (False, True))
+    alone, ahead = (decode(wide, rows=12, graphs=each) for each in ("off", "on"))
     assert ahead.tokens() == alone.tokens()
     longest = max(len(tokens) for tokens in ahead.tokens().values())
     # After a burst that met one, sixteen single steps go by before the next is tried.
@@ -176,7 +176,7 @@ def test_numbers_that_are_not_finite_fail_the_same_records() -> None:
         tuned = next(n for n in assembly.networks.all() if n.name == folder("llama-tuned"))
         tuned.model.get_input_embeddings().weight.data[token] = torch.nan
 
-    runs = [decode(plan("eft-i"), rows=12, bursts=each, prepare=poisoned) for each in (False, True)]
+    runs = [decode(plan("eft-i"), rows=12, graphs=each, prepare=poisoned) for each in ("off", "on")]
     alone, ahead = ({key: done.failure for key, done in run.outcomes.items()} for run in runs)
     assert alone == ahead
     for key, failure in ahead.items():
@@ -187,7 +187,7 @@ def test_numbers_that_are_not_finite_fail_the_same_records() -> None:
 def test_a_cache_that_grows_gets_new_tables() -> None:
     """Two rows, and prompts that grow longer and longer."""
     prompts = ["a film", "the film opens with it and it " * 2, "in the sea of the film " * 5]
-    runs = [decode(plan(), prompts, rows=2, bursts=each) for each in (False, True)]
+    runs = [decode(plan(), prompts, rows=2, graphs=each) for each in ("off", "on")]
     assert runs[0].tokens() == runs[1].tokens()
 
 
@@ -208,6 +208,6 @@ def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("scarce")
 def test_memory_that_runs_out_in_a_burst_halves_the_rows() -> None:
-    run: Run = decode(plan(), rows=8, bursts=True)
+    run: Run = decode(plan(), rows=8, graphs="on")
     assert run.warnings == ["out of memory with 8 rows: going on with 4"]
-    assert run.tokens() == decode(plan(), rows=8, bursts=False).tokens()
+    assert run.tokens() == decode(plan(), rows=8, graphs="off").tokens()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from ivgcli.decoding.engine import Engine
+from ivgcli.decoding.stepper import Stepper
 from ivgcli.models import slots
 from ivgcli.models.probe import PROBES
 from tests.models import PROMPTS, Run, decode, folder, pair, recipe, tokenizer
@@ -22,15 +22,13 @@ PROMPT_TOKENS = sum(len(tokenizer("bytes")(prompt)["input_ids"]) for prompt in P
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets every token drawn, by any row."""
     tokens: list[int] = []
-    book = Engine._book
+    book = Stepper.book
 
-    def counting(
-        engine: Engine, search: Any, hypothesis: Any, state: Any, token: int, gain: float
-    ) -> None:
+    def counting(stepper: Stepper, search: Any, slot: int, token: int, gain: float) -> None:
         tokens.append(token)
-        book(engine, search, hypothesis, state, token, gain)
+        book(stepper, search, slot, token, gain)
 
-    monkeypatch.setattr(Engine, "_book", counting)
+    monkeypatch.setattr(Stepper, "book", counting)
     return tokens
 
 

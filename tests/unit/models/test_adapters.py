@@ -54,7 +54,7 @@ def outputs(*models: str, together: bool) -> tuple[list[np.ndarray], int]:
 def test_one_pass_with_an_adapter_and_without_equals_two() -> None:
     """To 1e-5: the products have other shapes, so float32 rounds in another order."""
     models = [adapter(), folder("llama")]
-    (apart, two), (mixed, one) = (outputs(*models, together=each) for each in (False, True))
+    (apart, two), (mixed, one) = (outputs(*models, together=each) for each in ("off", "on"))
     assert (two, one) == (4, 2)
     for found, expected in zip(mixed, apart, strict=True):
         assert np.abs(found - expected).max() < 1e-5
@@ -80,12 +80,12 @@ def test_what_changes_the_weights_themselves_takes_a_pass_of_its_own() -> None:
     assert shared_passes([plain, tuned, other]) == [[tuned], [other, plain]]
 
 
-@pytest.mark.parametrize("bursts", [False, True])
-def test_a_pair_of_an_adapter_and_its_base_reads_the_weights_once_a_step(bursts: bool) -> None:
+@pytest.mark.parametrize("graphs", ["off", "on"])
+def test_a_pair_of_an_adapter_and_its_base_reads_the_weights_once_a_step(graphs: str) -> None:
     """Base and reference are one stream; so guided decoding takes as many passes as the base alone."""
     guide = {"implicit": {"tuned": adapter(), "reference": folder("llama")}}
     sampling = {"max_new_tokens": 9}
-    forced = {"eos_ids": frozenset(), "bursts": bursts}
+    forced = {"eos_ids": frozenset(), "graphs": graphs}
     plan = recipe("llama", "eft-i", guide=guide, sampling=sampling)
     run: Run = decode(plan, PROMPTS[:2], **forced)
     assert run.network("llama").ledger.passes == 9
