@@ -157,7 +157,7 @@ def test_pairs_and_judgements_of_two_workers_are_those_of_one(place):
         ]
         drawing += ["--max-new-tokens", "8", "--device", "cpu", "-i", "in.jsonl"]
         judging = ["judge", "--reward", "judgement:vowels", "--device", "cpu"]
-        judging += ["-i", f"pairs-{gpus}.jsonl.responses.jsonl", "-o", f"judged-{gpus}.jsonl"]
+        judging += ["-i", "pairs-1.jsonl.responses.jsonl", "-o", f"judged-{gpus}.jsonl"]
         for words in ([*drawing, "-o", f"pairs-{gpus}.jsonl"], judging):
             if gpus == 1:
                 result = CliRunner().invoke(app, words)
