@@ -54,7 +54,7 @@ def outputs(*models: str, together: bool) -> tuple[list[np.ndarray], int]:
 def test_one_pass_with_an_adapter_and_without_equals_two() -> None:
     """To 1e-5: the products have other shapes, so float32 rounds in another order."""
     models = [adapter(), folder("llama")]
-    (apart, two), (mixed, one) = (outputs(*models, together=each) for each in ("off", "on"))
+    (apart, two), (mixed, one) = (outputs(*models, together=each) for each in (False, True))
     assert (two, one) == (4, 2)
     for found, expected in zip(mixed, apart, strict=True):
         assert np.abs(found - expected).max() < 1e-5
