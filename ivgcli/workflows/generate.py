@@ -82,7 +82,17 @@ def generate(
         writer.write(by_id[request.prompt.id].respond(found))
 
     found = tracer(trace, assembly)
-    return decode_all(recipe, assembly, mode, requests, record, found, progress, share=share)
+    return decode_all(
+        recipe,
+        assembly,
+        mode,
+        requests,
+        record,
+        found,
+        progress,
+        share=share,
+        single=len(prompts) == 1,
+    )
 
 
 def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
@@ -150,6 +160,7 @@ def decode_all(
     requests_each: int = 1,
     share: Share | None = None,
     unit: int = 1,
+    single: bool = False,
 ) -> Summary:
     """Run the engine over requests and hand every outcome on.
 
@@ -165,6 +176,7 @@ def decode_all(
         requests_each: requests of one wanted response.
         share: which units this process is to do; None: all.
         unit: requests of one unit.
+        single: whether the whole input is one prompt.
     """
     limits = sampling_limits(recipe.sampling)
     engine = Engine(
@@ -181,7 +193,7 @@ def decode_all(
         meters=assembly.meters,
         coverages=assembly.coverages,
         graphs=recipe.engine.graphs,
-        speculate=recipe.engine.speculate,
+        speculate=_speculated(recipe.engine.speculate, single),
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
@@ -235,6 +247,15 @@ def decode_all(
         return summary
     tally = astuple(sum(bridged, Tally()))
     return Part(**vars(summary), base=assembly.base.network.name, bridged=tally)
+
+
+def _speculated(wanted: int | str, single: bool) -> Any:
+    """Return how the engine is to guess ahead: `auto` is for a single prompt.
+
+    The last bits of log-probabilities depend on what is read together. In a long run the lines of a resumed run would
+    no longer be, to the byte, those of one that was never stopped.
+    """
+    return "off" if wanted == "auto" and not single else wanted
 
 
 def bridging(tallies: Sequence[Tally]) -> list[str]:

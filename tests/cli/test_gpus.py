@@ -114,7 +114,7 @@ def test_all_workers_dead_another_number_resumes(place):
     assert out.read_bytes() == alone(place)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_process_killed_three_workers_resume(place):
     out, expected = place / "out.jsonl", alone(place)
     kept = expected.splitlines(keepends=True)[5:12]
@@ -142,7 +142,7 @@ def test_a_pipe_cannot_be_shared(place):
     assert result.stderr == told
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pairs_and_judgements_of_two_workers_are_those_of_one(place):
     (place / "alone").touch()
     for gpus in (1, 2):
@@ -185,7 +185,7 @@ def rounded(line: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_under_a_launcher_each_process_works_and_the_first_writes(place, launcher):
     out = place / "out.jsonl"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ivgcli.decoding.burst import STEPS, Burst
-from ivgcli.models.lanes import flash_agrees
+from ivgcli.models.flash import flash_agrees
 from ivgcli.models.network import Network
 from tests.models import PROMPTS, decode, folder, pair, recipe
 
