@@ -78,6 +78,8 @@ class Settings:
     """Multiplies the implicit value in the modes eft-i and ivg."""
     seed: int = 0
     """Seed of the draws; contestants need not draw the same tokens from it."""
+    deterministic: bool = False
+    """Whether ivg leaves no trace of the batch in any bit. On a GPU its networks stay that way."""
 
     def rows_per_prompt(self, mode: str) -> int:
         """Count the sequences that decode side by side for one prompt under `mode`."""

@@ -72,10 +72,17 @@ def packed(model: PreTrainedModel) -> PackedWeights:
     return PackedWeights(model)
 
 
-def stream(networks: Networks, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Stream:
+def stream(
+    networks: Networks,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    deterministic: bool,
+) -> Stream:
     """Return a stream over a model that other contestants use too."""
     head = head_of(model)
     network = Network("contestant", model, networks.tokenizer, head, head.weight.shape[0])
+    if deterministic:
+        network.fix_heights()
     return Stream(network, GivenIds(prompts), 1)
 
 
@@ -131,7 +138,10 @@ def build_mode(
     """Return the engine's mode over fresh streams."""
     pair = ImplicitValue(
         "pair",
-        *(stream(networks, model, prompts) for model in (networks.tuned, networks.reference)),
+        *(
+            stream(networks, model, prompts, settings.deterministic)
+            for model in (networks.tuned, networks.reference)
+        ),
     )
     token = TokenGuidance(pair, settings.weight) if mode in ("eft-i", "ivg") else None
     chunk = None
@@ -140,7 +150,9 @@ def build_mode(
         if mode == "ivg":
             if networks.value is None:
                 raise NotImplementedError("the shape has no value network")
-            ranks = ScalarValue("value", stream(networks, networks.value, prompts))
+            ranks = ScalarValue(
+                "value", stream(networks, networks.value, prompts, settings.deterministic)
+            )
         shape = (settings.beam_width, settings.successors, settings.chunk_length)
         chunk = ChunkRanking(ranks if incremental else Rereading(ranks), *shape)
     return Mode(mode, token, chunk)
@@ -188,11 +200,16 @@ def run_ivg(
     for idea in without:
         require_idea(idea, mode)
     with borrowed(networks, "packed" not in without):
-        base = stream(networks, networks.base, prompts)
+        base = stream(networks, networks.base, prompts, settings.deterministic)
         base.counting = True
         limits = Limits(
             settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
         )
+        words = {ENGINE_KEYWORDS[idea]: word for idea, word in engine_words(without).items()}
+        if settings.deterministic:
+            words["speculate"] = "off"
+            if base.network.device.type == "cpu":
+                words["graphs"] = "off"
         need = settings.rows_per_prompt(mode) if mode in SEARCHES else 1
         rows = settings.rows or len(prompts) * settings.rows_per_prompt(mode)
         engine = Engine(
@@ -202,7 +219,7 @@ def run_ivg(
             frozenset(),
             need if "rows" in without else max(need, rows),
             settings.seed,
-            **{ENGINE_KEYWORDS[idea]: word for idea, word in engine_words(without).items()},
+            **words,
         )
         requests = build_requests(len(prompts), mode, settings, "prefill-once" not in without)
         order = random.Random(0).sample(requests, len(requests)) if shuffled else requests

@@ -373,7 +373,13 @@ def prompted(prompts: Sequence[str]) -> list[Prompted]:
 def engine_of(plan: GenerateRecipe, rows: int, **rest: Any) -> tuple[Assembly, Engine]:
     """Return assembly and engine of a recipe, as the workflow builds them."""
     device = rest.pop("device", "cpu")
-    assembly = Assembly(plan.base, device, rest.pop("dtype", None), plan.vocabulary)
+    assembly = Assembly(
+        plan.base,
+        device,
+        rest.pop("dtype", None),
+        plan.vocabulary,
+        deterministic=plan.engine.deterministic,
+    )
     mode = rest.pop("mode", None) or build_mode(plan, assembly)
     engine = Engine(
         assembly.base,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +10,6 @@ from benchmarks.contest import Outcome, Settings
 from benchmarks.ours import run_ivg
 from benchmarks.parts import Run
 from benchmarks.shapes import build_networks, random_prompts
-from ivgcli.decoding.engine import Engine
 
 
 def same_text(run: Run) -> None:
@@ -21,19 +20,23 @@ def same_text(run: Run) -> None:
     count = 8 if run.tiny else 256
     prompts = random_prompts(count, networks.base.config.vocab_size, 0)
     settings = Settings(max_new_tokens=8 if run.tiny else 100, top_k=0)
-    whole = run_ivg(networks, prompts, "eft-i", settings)
-    few = replace(settings, rows=max(1, count // 5))
-    found = {
-        "the same again": run_ivg(networks, prompts, "eft-i", settings),
-        "another order, a fifth of the rows": run_ivg(
-            networks, prompts, "eft-i", few, shuffled=True
-        ),
-        "half of the prompts": run_ivg(networks, prompts[: count // 2], "eft-i", settings),
-    }
-    for company, outcome in found.items():
-        run.note(name=company, **differences(whole, outcome))
-    if "deterministic" not in inspect.signature(Engine).parameters:
-        run.note(name="deterministic", left_out="the engine has no keyword deterministic")
+    for fixed in (False, True):
+        chosen = replace(settings, deterministic=fixed)
+        began = time.perf_counter()
+        whole = run_ivg(networks, prompts, "eft-i", chosen)
+        again = run_ivg(networks, prompts, "eft-i", chosen)
+        seconds = (time.perf_counter() - began) / 2
+        few = replace(chosen, rows=max(1, count // 5))
+        found = {
+            "the same again": again,
+            "another order, a fifth of the rows": run_ivg(
+                networks, prompts, "eft-i", few, shuffled=True
+            ),
+            "half of the prompts": run_ivg(networks, prompts[: count // 2], "eft-i", chosen),
+        }
+        for company, outcome in found.items():
+            name = f"deterministic: {company}" if fixed else company
+            run.note(name=name, seconds=seconds, **differences(whole, outcome))
 
 
 def differences(whole: Outcome, other: Outcome) -> dict[str, object]:

@@ -151,6 +151,14 @@ Speculate = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic",
+        help="The same bits for any batch, order, resume and number of workers.",
+        rich_help_panel=ENGINE,
+    ),
+]
 Gpus = Annotated[
     int | None,
     typer.Option(

@@ -189,7 +189,10 @@ class Burst:
             stream.spent[slot] += count
             logprobs = drawn.logprobs.get(id(stream))
             if logprobs is not None:
-                stream.totals[slot] += sum(logprobs[:count])
+                total = float(stream.totals[slot])
+                for logprob in logprobs[:count]:  # one by one, as single steps add them
+                    total += logprob
+                stream.totals[slot] = total
                 stream.counted[slot] += count
 
     def _read(self, results: Tensor) -> Drawn:

@@ -48,6 +48,7 @@ class Networks:
         device: torch device name, None for CUDA where there is one.
         dtype: `auto` (float32 on a CPU, bfloat16 on a GPU) or a torch dtype's name, for models that do not say.
         say: told when something takes long.
+        deterministic: whether results must not depend, to the bit, on what is read together.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Networks:
         device: str | None = None,
         dtype: str | None = None,
         say: Callable[[str], None] = lambda sentence: None,
+        deterministic: bool = False,
     ) -> None:
+        self.deterministic = deterministic
         self.device = chosen_device(device)
         if self.device.type == "cpu":
             keep_large_blocks()
@@ -193,8 +196,14 @@ class Networks:
             width = int(model.config.num_labels)
         network = Network(spec.model, model, tokenizer, head, width)
         network.require_drivable()
-        PackedWeights(model).attach()
+        self._arrange(network)
         return network
+
+    def _arrange(self, network: Network) -> None:
+        """Lay a network's weights out for its device, and its work in blocks where that is asked for."""
+        PackedWeights(network.model).attach()
+        if self.deterministic:
+            network.fix_heights()
 
     def _value(self, spec: ModelSpec, reference: Reference) -> tuple[Any, Any]:
         """Load a value's network, whatever its head is called on disk."""
@@ -294,6 +303,8 @@ class Networks:
                 network.adapters.eval()
             elif name not in network.adapters.peft_config:
                 network.adapters.load_adapter(folder, adapter_name=name)
+        if self.deterministic:
+            network.fix_heights()
         if network.model.get_output_embeddings() is not network.head:
             # The head is applied on its own, to the positions that matter, and would leave its adapter out.
             raise ModelError(
@@ -310,7 +321,7 @@ class Networks:
             merged = self._merged(spec, reference, outputs=1)
             network = Network(spec.model, merged, self.tokenizer(spec), merged.score, 1)
             network.require_drivable()
-            PackedWeights(merged).attach()
+            self._arrange(network)
             self._loaded[key] = network
         return self._loaded[key]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ivgcli.errors import ModelError
 from ivgcli.models.adapters import counting_for, mixable
+from ivgcli.models.fixed import HEIGHT, Blocked, fix_heights
 from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import picked
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
@@ -63,6 +64,8 @@ class Network:
     adapters: Any = None
     """The PeftModel around `model` when adapters are loaded."""
     ledger: Ledger = field(default_factory=Ledger)
+    height: int | None = None
+    """Rows of the blocks in which it works, where results must not depend on the batch; None: all at once."""
 
     @property
     def device(self) -> torch.device:
@@ -176,6 +179,16 @@ class Network:
         On a GPU, products of half-precision weights are summed and returned in float32: a difference of two models'
         logits, 16 to 32 each, would else be one of numbers rounded to 0.06 to 0.13.
         """
+        if self.height is not None:
+            return Blocked(self._outputs, self.height)(hidden)
+        return self._outputs(hidden)
+
+    def fix_heights(self) -> None:
+        """Let no result of a row depend on what is read beside it, adapters that are loaded included."""
+        self.height = HEIGHT["cpu" if self.device.type == "cpu" else "cuda"]
+        fix_heights(self.name, self.adapters or self.model, self.height)
+
+    def _outputs(self, hidden: Tensor) -> Tensor:
         head = self.head
         if type(head) is nn.Linear and head.bias is None and _widens(hidden):
             flat = torch.mm(hidden.flatten(0, -2), head.weight.t(), out_dtype=torch.float32)

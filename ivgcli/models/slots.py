@@ -45,6 +45,8 @@ class SlotCache:
         self.slots = slots
         self.capacity = capacity
         self.store: Tensor | None = None
+        self.apart = False
+        """Whether each row attends by itself, so that no sum depends on how far other rows reach."""
 
     def reserve(self, capacity: int) -> None:
         """Make room for sequences of `capacity` tokens, keeping what is stored."""
@@ -118,6 +120,7 @@ class Segment:
         self.peeked: list[tuple[Tensor, Tensor]] = []
         self._masks: dict[int, Tensor] = {}
         self._spans: Spans | None = None
+        self._parts: list[Segment] = []
         within = np.arange(self.tokens) - np.repeat(
             np.cumsum(self.counts) - self.counts, self.counts
         )
@@ -168,6 +171,11 @@ class Segment:
         if self.cache.store is None:
             raise AssertionError("the cache is allocated before its first segment attends")
         store = self.cache.store[layer]
+        heads, _, width = query.shape
+        kernel = (query.device, query.dtype, heads, key.shape[0], width, window is not None)
+        by_kernel = not self.tail_width and flash_agrees(*kernel)
+        if self.cache.apart and len(self.rows) > 1 and not by_kernel:
+            return self._attend_apart(layer, query, key, value, scaling, window)
         if self.tail_width:
             self.peeked.append((key, value))
             return self._attend_tails(store, query, key, value, scaling, window)
@@ -175,12 +183,37 @@ class Segment:
         values = value.transpose(0, 1)
         store[0][self.write_rows, :, self.positions] = keys
         store[1][self.write_rows, :, self.positions] = values
-        heads, _, width = query.shape
-        if flash_agrees(query.device, query.dtype, heads, key.shape[0], width, window is not None):
+        if by_kernel:
             return flash(query, store[0], store[1], self._where(), scaling, window)
         if not self.starts.any() and self.width > 1:
             return self._attend_prefill(query, key, value, scaling, window)
         return self._attend_cached(store, query, scaling, window)
+
+    def _attend_apart(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attend as segments of one row each; arguments as for `attend`."""
+        if not self._parts:
+            self._parts = [
+                Segment(self.cache, [row], [start], [count], self.device, self.tail_width)
+                for row, start, count in zip(
+                    *(each.tolist() for each in (self.rows, self.starts, self.counts)), strict=True
+                )
+            ]
+        if self.tail_width:
+            self.peeked.append((key, value))
+        fresh = (each.split(self.counts.tolist(), dim=1) for each in (query, key, value))
+        outputs = [
+            part.attend(layer, *each, scaling, window)
+            for part, *each in zip(self._parts, *fresh, strict=True)
+        ]
+        return torch.cat(outputs)
 
     def _where(self) -> Spans:
         """Return the flash kernel's view of the rows; worked out once per pass and shared by all layers."""

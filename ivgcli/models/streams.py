@@ -71,6 +71,7 @@ class Stream:
         """Forget everything, give the memory back, and start over with `rows` slots."""
         self.slots = rows
         self.cache = SlotCache(self.network.layers, rows)
+        self.cache.apart = self.network.height is not None
         self.lengths = [0] * rows
         self.origins = [0] * rows
         self.counted = [0] * rows

@@ -123,9 +123,19 @@ class EngineSpec(Section):
     graphs: Literal["auto", "on", "off"] = "auto"
     """Whether up to 16 tokens are drawn between two looks of the host at them, each step a CUDA graph, where no token
     is guided or implicit values guide over the whole vocabulary. auto: on a GPU."""
+    deterministic: bool = False
+    """Whether a response and its numbers are the same to the bit for any batch, order, resume and number of workers, on
+    one kind of device and one version of the libraries."""
     speculate: Speculate = "auto"
     """Tokens that the tuned model of an implicit guide guesses ahead, for base and guides to check in
     one pass; off: none; auto: as many as pay, where the input is a single prompt. The text is the same."""
+
+    @model_validator(mode="after")
+    def check_deterministic(self) -> EngineSpec:
+        """Refuse what makes the last bits depend on how guesses went."""
+        if self.deterministic and self.speculate not in ("auto", "off"):
+            raise ValueError("deterministic: true leaves no room for guesses: speculate: off")
+        return self
 
     @field_validator("speculate", mode="before")
     @classmethod

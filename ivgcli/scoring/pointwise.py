@@ -39,6 +39,7 @@ class RewardModel:
         prompts: how it is shown a prompt.
         label: index of the label whose log-odds are the reward; None for a model with one output.
         family: how it is shown texts and read; None: a sequence classifier, of pairs if it is a DeBERTa.
+        together: texts read at once; with 1, no reward depends on which those are.
 
     Attributes:
         left_out: tokens left out of each text of the latest call of `score`, 0 where all were read.
@@ -53,8 +54,10 @@ class RewardModel:
         prompts: PromptFormat,
         label: int | None = None,
         family: Family | None = None,
+        together: int = BATCH,
     ) -> None:
         self.name = name
+        self.together = together
         self.label = label
         self.model = model
         self.tokenizer = tokenizer
@@ -114,8 +117,8 @@ class RewardModel:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
         rewards = [0.0] * len(rows)
         device: Any = self.model.device
-        for begin in range(0, len(order), BATCH):
-            chosen = order[begin : begin + BATCH]
+        for begin in range(0, len(order), self.together):
+            chosen = order[begin : begin + self.together]
             batch = padded([rows[index] for index in chosen], self._pad, device, self._typed)
             found = self._rewards(self.family.read(self.model, batch, self.tokenizer).float())
             for index, reward in zip(chosen, found, strict=True):

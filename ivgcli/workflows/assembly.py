@@ -17,7 +17,7 @@ from ivgcli.models.vocabulary import VocabularyMatch, byte_vocabulary, compare
 from ivgcli.recipes import BaseSpec, ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.recipes.schema import PrecisionSpec
 from ivgcli.scoring.callables import CallableScorer
-from ivgcli.scoring.pointwise import RewardModel
+from ivgcli.scoring.pointwise import BATCH, RewardModel
 from ivgcli.values import Value
 from ivgcli.values.by_text import (
     Reader,
@@ -54,6 +54,7 @@ class Assembly:
         token_guides: models that are to guide tokens, whose vocabulary is looked at before any weights are loaded.
         precision: how exactly a guide of another vocabulary guides tokens.
         serve: opens a base that is served; None: it is loaded here.
+        deterministic: whether no result may depend on what is decoded together.
     """
 
     def __init__(
@@ -66,8 +67,9 @@ class Assembly:
         token_guides: Sequence[ModelSpec] = (),
         precision: PrecisionSpec | None = None,
         serve: Callable[[Networks], ServedBase] | None = None,
+        deterministic: bool = False,
     ) -> None:
-        self.networks = Networks(device, dtype, say)
+        self.networks = Networks(device, dtype, say, deterministic)
         self.vocabulary = vocabulary
         self.precision = Precision(**(precision or PrecisionSpec()).model_dump())
         self.notes: list[str] = []
@@ -164,7 +166,8 @@ class Assembly:
         except NotDrivable:
             model, tokenizer = self.networks.classifier(spec.model)
             form = PromptFormat(tokenizer, spec.model.template, spec.model.system, spec.model.chat)
-            scorer = RewardModel(name, model, tokenizer, form)
+            together = 1 if self.networks.deterministic else BATCH
+            scorer = RewardModel(name, model, tokenizer, form, together=together)
             return self._metered(ScorerValue(scorer, self.reader))
         head = spec.head
         if head == "auto" and 1 < network.width < len(network.tokenizer):

@@ -17,10 +17,11 @@ from ivgcli.decoding import ChunkRanking, Limits, Mode, TokenGuidance
 from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.guesses import Guessed
 from ivgcli.decoding.search import Outcome, Request
+from ivgcli.decoding.stepper import Graphs
 from ivgcli.errors import RecipeError, RecordError
 from ivgcli.models.memory import peak_memory
 from ivgcli.models.streams import Stream
-from ivgcli.recipes import MODES, GenerateRecipe, ModelSpec, SamplingSpec
+from ivgcli.recipes import MODES, EngineSpec, GenerateRecipe, ModelSpec, SamplingSpec
 from ivgcli.records import Prompt, ResponseWriter, TraceWriter
 from ivgcli.values import Prompted, Value
 from ivgcli.values.coverage import Tally, summed
@@ -104,7 +105,15 @@ def assemble(recipe: Any, progress: Narrator | None) -> Assembly:
     precision = None if token is None else token.precision
     serve = serving(recipe, sampling_limits(recipe.sampling))
     return Assembly(
-        recipe.base, where.device, where.dtype, recipe.vocabulary, say, guides, precision, serve
+        recipe.base,
+        where.device,
+        where.dtype,
+        recipe.vocabulary,
+        say,
+        guides,
+        precision,
+        serve,
+        where.deterministic,
     )
 
 
@@ -192,8 +201,8 @@ def decode_all(
         stepped=lambda: show(0),
         meters=assembly.meters,
         coverages=assembly.coverages,
-        graphs=recipe.engine.graphs,
-        speculate=_speculated(recipe.engine.speculate, single),
+        graphs=_bursts(recipe.engine, assembly),
+        speculate=_speculated(recipe.engine, single),
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
     began = time.monotonic()
@@ -249,13 +258,20 @@ def decode_all(
     return Part(**vars(summary), base=assembly.base.network.name, bridged=tally)
 
 
-def _speculated(wanted: int | str, single: bool) -> Any:
+def _bursts(spec: EngineSpec, assembly: Assembly) -> Graphs:
+    """Return whether to draw in bursts: not where attention over lanes, on a CPU, would depend on their number."""
+    alike = spec.deterministic and assembly.networks.device.type == "cpu"
+    return "off" if alike else spec.graphs
+
+
+def _speculated(spec: EngineSpec, single: bool) -> Any:
     """Return how the engine is to guess ahead: `auto` is for a single prompt.
 
     The last bits of log-probabilities depend on what is read together. In a long run the lines of a resumed run would
     no longer be, to the byte, those of one that was never stopped.
     """
-    return "off" if wanted == "auto" and not single else wanted
+    wanted = spec.speculate
+    return "off" if wanted == "auto" and (spec.deterministic or not single) else wanted
 
 
 def bridging(tallies: Sequence[Tally]) -> list[str]:
