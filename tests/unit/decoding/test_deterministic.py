@@ -13,7 +13,7 @@ from torch import nn
 from ivgcli.decoding.search import Request
 from ivgcli.errors import ModelError
 from ivgcli.models.fixed import Blocked, fix_heights
-from tests.models import PROMPTS, Run, decode, folder, pair, recipe
+from tests.models import PROMPTS, Run, decode, folder, pair, prompted, recipe
 
 GUIDE = {"implicit": pair("llama-tuned", "llama-reference"), "explicit": folder("scalar")}
 OTHER = {"implicit": pair("llama-other", "llama-other-reference")}
@@ -62,15 +62,15 @@ def shuffled(requests: list[Request]) -> Sequence[Request]:
 @pytest.mark.parametrize("name", CASES)
 def test_company_leaves_no_trace_in_any_bit(name: str) -> None:
     expected = bits(decode(CASES[name], rows=12))
-    assert bits(decode(CASES[name], rows=3, order=shuffled)) == expected
-    alone = bits(decode(CASES[name], PROMPTS[1:2], rows=3))
+    assert bits(decode(CASES[name], rows=4, order=shuffled)) == expected
+    alone = bits(decode(CASES[name], prompted(PROMPTS)[1:2], rows=4))
     assert alone == {key: expected[key] for key in alone}
 
 
 def test_by_default_company_leaves_one() -> None:
     """What the other tests forbid does happen: otherwise they would show nothing."""
     default = CASES["ivg"].model_copy(update={"engine": recipe("llama").engine})
-    wide, narrow = (bits(decode(default, rows=rows)) for rows in (12, 3))
+    wide, narrow = (bits(decode(default, rows=rows)) for rows in (12, 4))
     assert wide != narrow
     assert {key: each[1] for key, each in wide.items()} == {
         key: each[1] for key, each in narrow.items()
