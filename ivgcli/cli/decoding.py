@@ -36,6 +36,7 @@ from ivgcli.cli.options import (
     Samples,
     Seed,
     Sets,
+    Shards,
     Source,
     Speculate,
     Stop,
@@ -129,6 +130,7 @@ def generate(
     rows: Rows = None,
     speculate: Speculate = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -141,7 +143,7 @@ def generate(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
+            **{"engine.speculate": speculate, "base.shards": shards},
             **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
             **{"chunk.beam_width": beam_width, "chunk.successors": successors},
             "chunk.chunk_length": chunk_length,
@@ -203,6 +205,7 @@ def bon(
     rows: Rows = None,
     speculate: Speculate = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -215,7 +218,7 @@ def bon(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
+            **{"engine.speculate": speculate, "base.shards": shards},
             **{"by": by, "best_of": best_of, "reward": reward},
         }
         resolved = recipes.load(recipes.BonRecipe, recipe, sets or (), flags, guide or ())
@@ -257,12 +260,13 @@ def _decode(
     """Read the prompts, open the output, run a workflow over them, and tell how it went."""
     from ivgcli import recipes
 
-    if crewing.crewed(streams.gpus) and streams.prompt is None:
+    shards = recipe.base.shards or 1
+    if crewing.crewed(streams.gpus, shards) and streams.prompt is None:
         crewing.require_file(streams.source)
     prompts = prompts_of(streams)
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
     run, device = recipes.run_id(recipe), recipe.engine.device
-    crew = crewing.join(function, run, prompts, streams.gpus, device)
+    crew = crewing.join(function, run, prompts, streams.gpus, device, shards)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*given: Any, **named: Any) -> Any:
@@ -270,7 +274,7 @@ def _decode(
 
     if crew.link is not None:
         trace_sent = crew.link.trace if streams.trace else None
-        crewing.work(crew.link, partial(workflow, trace=trace_sent))
+        crewing.work(crew.link, partial(workflow, trace=trace_sent), shards)
         return
     with ExitStack() as stack:
         writer = records.open_responses(

@@ -39,6 +39,7 @@ from ivgcli.cli.options import (
     Rows,
     Seed,
     Sets,
+    Shards,
     Source,
     Speculate,
     Stop,
@@ -147,6 +148,7 @@ def synthesize(
     rows: Rows = None,
     speculate: Speculate = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -159,7 +161,7 @@ def synthesize(
         flags = {
             **shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
+            **{"engine.speculate": speculate, "base.shards": shards},
             **{"mode": mode, "reward": reward, "reward.label": reward_label},
             **{"responses": responses, "pairs": pairs},
             **{"label": label, "label_temperature": label_temperature, "margin": margin},
@@ -191,12 +193,14 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     """Read prompts or pairs, open the output, run the workflow, and tell how it went."""
     from ivgcli import recipes
 
-    if crewing.crewed(streams.gpus):
+    drawn = recipe.base is not None and not recipe.relabel
+    shards = (recipe.base.shards or 1) if drawn else 1
+    if crewing.crewed(streams.gpus, shards):
         crewing.require_file(streams.source)
     given = _given(recipe, streams)
     run, ids = recipes.run_id(recipe), [each.id for each in given]
     width = 2 if recipe.relabel else recipe.responses
-    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device)
+    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device, shards)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*passed: Any, **named: Any) -> Any:
@@ -206,7 +210,7 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
         return found(recipe, given, *passed, **named)
 
     if crew.link is not None:
-        crewing.work(crew.link, workflow)
+        crewing.work(crew.link, workflow, shards)
         return
     from ivgcli.workflows.labelling import Account, Labelling
 

@@ -133,7 +133,9 @@ class Engine:
         self.stops = StopStrings(base.network.tokenizer, stops, self.width if stops else 0)
         self.burst: Burst | None = None
         self.speculation: Speculation | None = None
-        if isinstance(base, Stream):
+        self.shards = base.network.shards if isinstance(base, Stream) else None
+        # Bursts and guesses ahead run the base's layers without a word between the processes that hold them.
+        if isinstance(base, Stream) and self.shards is None:
             if bursts is None:
                 bursts = base.network.device.type == "cuda"
             if bursts and possible(mode.token):
@@ -205,6 +207,12 @@ class Engine:
     def _shrink(self) -> None:
         """Halve the rows after memory ran out; what was under way begins again, with the same draws."""
         need = self.ranking.rows
+        if self.shards is not None:
+            # The other processes still have room, and go on without asking.
+            what = f"out of memory with {self.rows} rows on one of {self.shards.count} GPUs"
+            raise ModelError(
+                "engine.rows", what, f"--rows {max(self.rows // 2, need)}, or --shards"
+            )
         if self.rows <= need:
             what = f"out of memory with {self.rows} rows, and one search needs {need}"
             raise ModelError(
@@ -473,8 +481,10 @@ class Engine:
         found = [search.hypotheses[slot] for search in searches for slot in search.beam]
         judge = self.mode.chunk or self.mode.token
         if judge is not None:
-            values = judge.value.values(rows, [hypothesis.row for hypothesis in found]).tolist()
-            for hypothesis, value in zip(found, values, strict=True):
+            values = judge.value.values(rows, [hypothesis.row for hypothesis in found])
+            if self.shards is not None:
+                values = self.shards.agreed(values)
+            for hypothesis, value in zip(found, values.tolist(), strict=True):
                 hypothesis.value = value
         if isinstance(self.base, Stream):
             for slot, hypothesis in zip(rows, found, strict=True):

@@ -15,6 +15,7 @@ from ivgcli.errors import ModelError
 from ivgcli.models.adapters import counting_for, mixable
 from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import picked
+from ivgcli.models.shards import Shards, divided, whole_outputs
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
 PROBE_TOKENS = 6
@@ -63,6 +64,8 @@ class Network:
     adapters: Any = None
     """The PeftModel around `model` when adapters are loaded."""
     ledger: Ledger = field(default_factory=Ledger)
+    shards: Shards | None = None
+    """The processes that hold the weights between them; None: they are whole here."""
 
     @property
     def device(self) -> torch.device:
@@ -177,10 +180,17 @@ class Network:
         logits, 16 to 32 each, would else be one of numbers rounded to 0.06 to 0.13.
         """
         head = self.head
+        if divided(head):
+            flat = whole_outputs(head, hidden.flatten(0, -2), _widens(hidden))
+            return flat.view(*hidden.shape[:-1], -1).float()
         if type(head) is nn.Linear and head.bias is None and _widens(hidden):
             flat = torch.mm(hidden.flatten(0, -2), head.weight.t(), out_dtype=torch.float32)
             return flat.view(*hidden.shape[:-1], -1)
         return head(hidden).float()
+
+    def agreed(self, numbers: Tensor) -> Tensor:
+        """Return numbers that all processes with this network have to have alike; alone, the numbers themselves."""
+        return numbers if self.shards is None else self.shards.agreed(numbers)
 
     def require_drivable(self) -> None:
         """Compare a tiny pass through slots with the model's own forward.
