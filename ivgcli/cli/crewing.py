@@ -1,4 +1,4 @@
-"""`--gpus N`, `--shards N`, torchrun, accelerate and srun: whether this process is alone, leads or works for a leader."""
+"""`--gpus`, `--shards`, torchrun, accelerate and srun: whether this process is alone, leads or works for a leader."""
 
 from __future__ import annotations
 

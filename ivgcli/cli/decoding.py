@@ -318,7 +318,9 @@ def _show_plan(recipe: GenerateRecipe | BonRecipe, streams: Streams, function: s
         lambda: prompts_of(streams), streams.source, streams.limit, streams.prompt
     )
     found = getattr(plan, function)(recipe, asked)
-    planning.show(planning.shared_out(found, streams.gpus, recipe.engine.device), streams.out)
+    shards = recipe.base.shards or 1
+    found = planning.shared_out(found, streams.gpus, recipe.engine.device, shards)
+    planning.show(found, streams.out)
 
 
 def _checked_format(name: str) -> records.Format:

@@ -186,15 +186,21 @@ def _show_plan(recipe: SynthesizeRecipe, streams: Streams) -> None:
     asked: Any = planning.asked_pairs if recipe.relabel else planning.asked_prompts
     found = asked(lambda: _given(recipe, streams), streams.source, streams.limit)
     plan = plan_synthesize(recipe, found[0] if recipe.relabel else found)
-    planning.show(planning.shared_out(plan, streams.gpus, recipe.engine.device), streams.out)
+    device = recipe.engine.device
+    planning.show(planning.shared_out(plan, streams.gpus, device, _shards(recipe)), streams.out)
+
+
+def _shards(recipe: SynthesizeRecipe) -> int:
+    """Return how many GPUs hold the base between them; 1 if nothing is drawn."""
+    base: Any = None if recipe.relabel else recipe.base
+    return int(getattr(base, "shards", None) or 1)
 
 
 def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     """Read prompts or pairs, open the output, run the workflow, and tell how it went."""
     from ivgcli import recipes
 
-    drawn = recipe.base is not None and not recipe.relabel
-    shards = (recipe.base.shards or 1) if drawn else 1
+    shards = _shards(recipe)
     if crewing.crewed(streams.gpus, shards):
         crewing.require_file(streams.source)
     given = _given(recipe, streams)

@@ -211,7 +211,7 @@ class Engine:
             # The other processes still have room, and go on without asking.
             what = f"out of memory with {self.rows} rows on one of {self.shards.count} GPUs"
             raise ModelError(
-                "engine.rows", what, f"--rows {max(self.rows // 2, need)}, or --shards"
+                "engine.rows", what, f"--rows {max(self.rows // 2, need)}, or more --shards"
             )
         if self.rows <= need:
             what = f"out of memory with {self.rows} rows, and one search needs {need}"

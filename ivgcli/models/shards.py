@@ -48,9 +48,9 @@ class Shards:
     def agreed(self, numbers: Tensor) -> Tensor:
         """Return the first process's numbers.
 
-        What follows from the base's hidden states is the same everywhere, since every process gets the same sums. Guides
-        are computed by each process on its own, and a kernel that a library chose by a measurement on one GPU could move
-        a last digit there. A draw that falls to the other side of it would part the processes for good.
+        What follows from the base's hidden states is the same everywhere, since every process gets the same sums.
+        Guides are computed by each process on its own, and a kernel that a library chose by a measurement on one GPU
+        could move a last digit there. A draw that falls to the other side of it would part the processes for good.
         """
         shared = numbers.contiguous()
         dist.broadcast(shared, src=0)

@@ -1,8 +1,8 @@
 """The processes that hold one base between them: the first of them works for a leader, its mates do all that it does.
 
-All run the same command over the same prompts, in step: what the first is given to do it passes on, and what they must
-decide alike (drawn tokens, values of candidates, rows) it decides for all. It starts its mates and ends with them:
-a mate that dies takes the first along, whose work the leader then gives to others, and mates end when the first is gone.
+All run the same command over the same prompts, in step: what the first is given to do it passes on, and what they
+must decide alike (drawn tokens, values of candidates, rows) is settled between them. The first starts its mates. A mate
+that dies takes the first along, whose work the leader then gives to others, and mates end when the first is gone.
 """
 
 from __future__ import annotations
