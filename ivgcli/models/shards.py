@@ -108,7 +108,7 @@ def whole_outputs(head: nn.Module, hidden: Tensor, widen: bool) -> Tensor:
         local = torch.mm(hidden, part, out_dtype=torch.float32)
     else:
         local = torch.mm(hidden, part)
-    shape = (hidden.shape[0], weight.shape[0])
+    shape = torch.Size((hidden.shape[0], weight.shape[0]))
     whole = DTensor.from_local(
         local, weight.device_mesh, [Shard(1)], run_check=False, shape=shape, stride=(shape[1], 1)
     )

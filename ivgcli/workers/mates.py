@@ -8,7 +8,6 @@ that dies takes the first along, whose work the leader then gives to others, and
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -97,13 +96,13 @@ class Mates:
     def _watch(self, process: subprocess.Popen[bytes]) -> None:
         """End this process when a mate is over before its time, and in the same way."""
         assert process.stdout is not None, "it is a pipe"
-        told, code = process.stdout.read(), process.wait()
+        told, code = process.stdout.read().splitlines(), process.wait()
         if self._parting:
             return
         if code < 0:
-            os.kill(os.getpid(), -code if -code != signal.SIGSTOP else signal.SIGKILL)
-        if told:
-            self._link.send({"error": decode(told)["error"]})
+            os.kill(os.getpid(), -code)
+        if code == IvgError.exit_code and told:  # libraries may have written there before
+            self._link.send(decode(told[-1]))
         os._exit(code or 1)
 
 
@@ -192,6 +191,8 @@ def _gather(store: Any, number: int, count: int) -> None:
     import torch.distributed as dist
 
     os.environ["LOCAL_RANK"] = "0"  # each sees its own GPU alone, and transformers asks which it is
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all are on this machine
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=LASTING)
 

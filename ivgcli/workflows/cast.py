@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ivgcli.models.prompts import PLACEHOLDER
-from ivgcli.models.shards import require_heads
-from ivgcli.models.sizes import Found, Kind
+from ivgcli.models.shards import require_heads, require_shardable
+from ivgcli.models.sizes import CONFIGURATION, Found, Kind, configuration
 from ivgcli.recipes import BaseSpec, ExplicitSpec, ImplicitSpec, ModelSpec, ServerSpec
 from ivgcli.values.prefixes import distribution_bytes
 from ivgcli.workflows.reckoning import Course
@@ -104,10 +104,12 @@ class Cast:
         """Note that several GPUs hold the weights of the base between them, and all that reads with these.
 
         Raises:
-            ModelError: its heads cannot be dealt out evenly.
+            ModelError: it cannot be divided, as far as can be seen.
         """
         found = self.survey.find(base, "language model")
-        if found.size is not None:
+        if found.told_by == CONFIGURATION and found.reference is not None:
+            require_shardable(base.model, configuration(base, found.reference), shards)
+        elif found.size is not None:
             require_heads(base.model, found.size.kv_heads, shards)
         self._divided[self._key(base, found, "language model")] = shards
 

@@ -65,9 +65,12 @@ def test_a_plan_counts_one_gpus_part_of_the_base_and_of_its_keys():
     assert "by tensor parallelism" in lines[-2]
 
 
-def test_heads_that_cannot_be_dealt_out_are_refused_before_anything_is_loaded():
+def test_what_cannot_be_divided_is_refused_before_anything_is_loaded():
     asked = recipe("llama").model_validate({"base": {"model": folder("llama"), "shards": 4}})
     with pytest.raises(ModelError, match="2 key/value heads cannot be dealt out evenly to 4 GPUs"):
+        plan_generate(asked, ASKED)
+    asked = recipe("llama").model_validate({"base": {"model": folder("gpt2"), "shards": 4}})
+    with pytest.raises(ModelError, match="no plan by which a gpt2 could be divided"):
         plan_generate(asked, ASKED)
 
 
