@@ -33,6 +33,7 @@ RUNS: dict[str, dict[str, Any]] = {
     **{mode: {**SHARED, "mode": mode} for mode in ("base", "eft-i", "cbs-i", "ivg")},
     "a guide with the base's weights": {**SHARED, "mode": "eft-i", "guide": {"implicit": OWN}},
     "processes that differ": {**SHARED, "mode": "ivg", "seed": CONTRARY},
+    "halves of different sizes": {**SHARED, "base": {"model": folder("llama-odd"), "shards": 2}},
     "rows by memory": {**SHARED, "engine": {"device": "cpu"}},
     "no plan": {**SHARED, "base": {"model": folder("gpt2"), "shards": 2}},
     "too many": {**SHARED, "base": {"model": folder("llama"), "shards": 3}},
@@ -69,7 +70,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ANSWERED)
 def test_two_processes_that_hold_the_base_draw_what_one_draws(found, name):
     """Sums over two halves of a row end in other last digits, and records have six."""
-    whole = {**RUNS[name], "base": folder("llama")}
+    whole = {**RUNS[name], "base": RUNS[name]["base"]["model"]}
     whole["engine"] = {**whole["engine"], "speculate": "off"}
     expected = decoded(whole)
     assert [each["response"] for each in found[name]["records"]] == [
