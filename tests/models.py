@@ -238,6 +238,7 @@ PLANS: dict[str, Plan] = {
     "llama-other-reference": Plan("llama", 9, "other"),
     "llama-metaspace": Plan("llama", 10, "metaspace"),
     "llama-padded": Plan("llama", 19, settings={"vocab_size": 400}),
+    "llama-odd": Plan("llama", 20, settings={"vocab_size": 301}),
     "llama-ascii": Plan("llama", 18, "ascii"),
     "gpt2": Plan("gpt2", 11),
     "gpt2-tuned": Plan("gpt2", 12),

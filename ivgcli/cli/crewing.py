@@ -1,4 +1,4 @@
-"""`--gpus N`, torchrun, accelerate and srun: whether this process is alone, leads or works for a leader."""
+"""`--gpus`, `--shards`, torchrun, accelerate and srun: whether this process is alone, leads or works for a leader."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
     from ivgcli.records import PairWriter, ResponseWriter, TraceWriter
     from ivgcli.workers.crew import Crew
     from ivgcli.workers.link import Link
+    from ivgcli.workers.mates import Mate
     from ivgcli.workers.team import Team
     from ivgcli.workflows.summary import Summary
 
 LOOPBACK = "127.0.0.1"
 
 
-def crewed(gpus: int | None) -> bool:
+def crewed(gpus: int | None, shards: int = 1) -> bool:
     """Return whether this process is one of several."""
-    return ADDRESS in os.environ or launched(os.environ) is not None or (gpus or 1) > 1
+    return ADDRESS in os.environ or launched(os.environ) is not None or max(gpus or 1, shards) > 1
 
 
 def require_file(source: str | None) -> None:
@@ -56,14 +58,19 @@ def _named(command: str, run: str, given: Sequence[Any]) -> str:
 class Role:
     """What this process is; it is alone, if neither is there."""
 
-    link: Link | None = None
-    """To its leader, if it is a worker."""
+    link: Link | Mate | None = None
+    """To its leader, if it is a worker, or the mate of one."""
     team: Team | None = None
     """Whom it leads."""
 
 
 def join(
-    command: str, run: str, given: Sequence[Any], gpus: int | None, device: str | None
+    command: str,
+    run: str,
+    given: Sequence[Any],
+    gpus: int | None,
+    device: str | None,
+    shards: int = 1,
 ) -> Role:
     """Return the role of this process in a run, connected to its leader if it has one.
 
@@ -71,21 +78,26 @@ def join(
         command: what is run.
         run: id of its recipe.
         given: its input.
-        gpus: workers that are asked for.
+        gpus: GPUs that are asked for.
         device: as the recipe says.
+        shards: GPUs of each worker, which hold the base between them.
 
     Raises:
         RecipeError: there are fewer GPUs.
         RecordError: there is no leader.
     """
-    if not crewed(gpus):
+    if not crewed(gpus, shards):
         return Role()
+    from ivgcli.workers.mates import SHARD, Mate
+
+    if SHARD in os.environ:
+        return Role(Mate(shards))
     name = _named(command, run, given)
-    link = _find_leader(name, device)
-    return Role(link, _gather(name, gpus, device) if link is None else None)
+    link = _find_leader(name, device, shards)
+    return Role(link, _gather(name, gpus, device, shards) if link is None else None)
 
 
-def _find_leader(run: str, device: str | None) -> Link | None:
+def _find_leader(run: str, device: str | None, shards: int) -> Link | None:
     """Return the connection to the leader of a run; None if this process leads it.
 
     A process that a launcher has started is shown its own GPU here, before CUDA is.
@@ -101,19 +113,36 @@ def _find_leader(run: str, device: str | None) -> Link | None:
     from ivgcli.workers.devices import own_environment
     from ivgcli.workers.rendezvous import look_up
 
-    os.environ.update(own_environment(around.local_rank, device, os.environ))
+    os.environ.update(own_environment(around.local_rank, device, os.environ, shards))
     port_there, token = look_up(around, run)
     return Link(around.host, port_there, token, run, around.rank)
 
 
-def work(link: Link, workflow: Callable[..., Any]) -> None:
-    """Do a worker's share by a workflow, which takes a writer, a narrator and a share, and tell what it came to."""
-    with link:
+def work(link: Link | Mate, workflow: Callable[..., Any], shards: int = 1) -> None:
+    """Do a worker's share by a workflow, which takes a writer, a narrator and a share, and tell what it came to.
+
+    Args:
+        link: to the leader; a mate's goes to the first process of those that hold the base.
+        workflow: what to do.
+        shards: how many hold it.
+    """
+    from ivgcli.workers.link import Link
+    from ivgcli.workers.mates import Mates
+
+    with ExitStack() as stack:
+        stack.enter_context(link)
+        if shards > 1 and isinstance(link, Link):
+            stack.enter_context(Mates(link, _again(), shards))
         summary = workflow(writer=link, progress=link, share=link)
         link.end(asdict(summary))
 
 
-def _gather(run: str, gpus: int | None, device: str | None) -> Team:
+def _again() -> Sequence[str]:
+    """Return the command that runs in this process."""
+    return (sys.executable, "-m", "ivgcli", *sys.argv[1:])
+
+
+def _gather(run: str, gpus: int | None, device: str | None, shards: int) -> Team:
     """Return the team that this process leads.
 
     Under a launcher that is the first process: it starts one worker, on its own GPU.
@@ -121,13 +150,13 @@ def _gather(run: str, gpus: int | None, device: str | None) -> Team:
     Raises:
         RecipeError: there are fewer GPUs.
     """
-    from ivgcli.workers.devices import own_environment, worker_environments
+    from ivgcli.workers.devices import groups, own_environment, worker_environments
     from ivgcli.workers.team import Team
 
-    command = (sys.executable, "-m", "ivgcli", *sys.argv[1:])
+    command = _again()
     around = launched(os.environ)
     if around is None:
-        found = worker_environments(int(gpus or 1), device, os.environ)
+        found = worker_environments(groups(gpus, shards), device, os.environ, shards)
         return Team(run, _numbered(found), command, opened=_here)
     from ivgcli.workers.rendezvous import announce
 
@@ -138,7 +167,7 @@ def _gather(run: str, gpus: int | None, device: str | None) -> Team:
         return _here(port, token)
 
     local = around.host in ("localhost", LOOPBACK)
-    own = _numbered([own_environment(around.local_rank, device, os.environ)])
+    own = _numbered([own_environment(around.local_rank, device, os.environ, shards)])
     listening = LOOPBACK if local else "0.0.0.0"
     return Team(run, own, command, around.world - 1, listening, opened)
 

@@ -37,6 +37,7 @@ from ivgcli.cli.options import (
     Samples,
     Seed,
     Sets,
+    Shards,
     Source,
     Speculate,
     Stop,
@@ -131,6 +132,7 @@ def generate(
     speculate: Speculate = None,
     deterministic: Deterministic = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -143,8 +145,8 @@ def generate(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
-            "engine.deterministic": deterministic,
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            "base.shards": shards,
             **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
             **{"chunk.beam_width": beam_width, "chunk.successors": successors},
             "chunk.chunk_length": chunk_length,
@@ -207,6 +209,7 @@ def bon(
     speculate: Speculate = None,
     deterministic: Deterministic = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -219,8 +222,8 @@ def bon(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
-            "engine.deterministic": deterministic,
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            "base.shards": shards,
             **{"by": by, "best_of": best_of, "reward": reward},
         }
         resolved = recipes.load(recipes.BonRecipe, recipe, sets or (), flags, guide or ())
@@ -262,12 +265,13 @@ def _decode(
     """Read the prompts, open the output, run a workflow over them, and tell how it went."""
     from ivgcli import recipes
 
-    if crewing.crewed(streams.gpus) and streams.prompt is None:
+    shards = recipe.base.shards or 1
+    if crewing.crewed(streams.gpus, shards) and streams.prompt is None:
         crewing.require_file(streams.source)
     prompts = prompts_of(streams)
     keys = [(each.id, sample) for each in prompts for sample in range(recipe.sampling.samples)]
     run, device = recipes.run_id(recipe), recipe.engine.device
-    crew = crewing.join(function, run, prompts, streams.gpus, device)
+    crew = crewing.join(function, run, prompts, streams.gpus, device, shards)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*given: Any, **named: Any) -> Any:
@@ -275,7 +279,7 @@ def _decode(
 
     if crew.link is not None:
         trace_sent = crew.link.trace if streams.trace else None
-        crewing.work(crew.link, partial(workflow, trace=trace_sent))
+        crewing.work(crew.link, partial(workflow, trace=trace_sent), shards)
         return
     with ExitStack() as stack:
         writer = records.open_responses(
@@ -319,7 +323,9 @@ def _show_plan(recipe: GenerateRecipe | BonRecipe, streams: Streams, function: s
         lambda: prompts_of(streams), streams.source, streams.limit, streams.prompt
     )
     found = getattr(plan, function)(recipe, asked)
-    planning.show(planning.shared_out(found, streams.gpus, recipe.engine.device), streams.out)
+    shards = recipe.base.shards or 1
+    found = planning.shared_out(found, streams.gpus, recipe.engine.device, shards)
+    planning.show(found, streams.out)
 
 
 def _checked_format(name: str) -> records.Format:

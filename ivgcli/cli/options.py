@@ -168,3 +168,12 @@ Gpus = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+Shards = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="GPUs that hold the base between them; the other networks are whole on each.",
+        rich_help_panel=ENGINE,
+    ),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -134,20 +135,21 @@ def show_judge(
     show(shared_out(plan, gpus, recipe.engine.device))
 
 
-def shared_out(plan: Plan, gpus: int | None, device: str | None) -> Plan:
-    """Return a plan as `--gpus` would carry it out.
+def shared_out(plan: Plan, gpus: int | None, device: str | None, shards: int = 1) -> Plan:
+    """Return a plan as `--gpus` and `--shards` would carry it out.
 
     Raises:
         RecipeError: this machine has GPUs, but fewer.
     """
-    if gpus is None or gpus == 1:
+    if max(gpus or 1, shards) == 1:
         return plan
-    from ivgcli.workers.devices import VISIBLE, visible_gpus, worker_environments
+    from ivgcli.workers.devices import VISIBLE, groups, visible_gpus, worker_environments
     from ivgcli.workflows.plan import among_workers
 
+    count = groups(gpus, shards)
     elsewhere = device == "cuda" and not visible_gpus(os.environ)
-    found = [] if elsewhere else worker_environments(gpus, device, os.environ)
-    return among_workers(plan, gpus, elsewhere or VISIBLE in found[0])
+    found = [] if elsewhere else worker_environments(count, device, os.environ, shards)
+    return among_workers(plan, count, elsewhere or bool(found[0].get(VISIBLE)), shards)
 
 
 def show_training(
@@ -174,6 +176,9 @@ def show(plan: Plan, out: str = "-") -> None:
     Args:
         plan: what to print.
         out: the file that would be written; `-`: none, or those that the plan names.
+
+    Raises:
+        ModelError: it cannot be carried out here.
     """
     writes = plan.writes or (() if out == "-" else (out,))
     print(_folded(f"ivg {plan.title}: the plan; nothing is loaded or written"))
@@ -190,6 +195,9 @@ def show(plan: Plan, out: str = "-") -> None:
     if writes:
         print(_folded(f"Would write {', '.join(writes)}."))
     print("\n".join(map(_folded, (plan.foot, *plan.notes))))
+    if plan.refusal is not None:
+        sys.stdout.flush()
+        raise plan.refusal
 
 
 def _said(part: Part) -> list[str]:

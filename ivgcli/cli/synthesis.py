@@ -40,6 +40,7 @@ from ivgcli.cli.options import (
     Rows,
     Seed,
     Sets,
+    Shards,
     Source,
     Speculate,
     Stop,
@@ -149,6 +150,7 @@ def synthesize(
     speculate: Speculate = None,
     deterministic: Deterministic = None,
     gpus: Gpus = None,
+    shards: Shards = None,
     sets: Sets = None,
     print_recipe: PrintRecipe = False,
     dry_run: DryRun = False,
@@ -161,8 +163,8 @@ def synthesize(
         flags = {
             **shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            "engine.speculate": speculate,
-            "engine.deterministic": deterministic,
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            "base.shards": shards,
             **{"mode": mode, "reward": reward, "reward.label": reward_label},
             **{"responses": responses, "pairs": pairs},
             **{"label": label, "label_temperature": label_temperature, "margin": margin},
@@ -187,19 +189,27 @@ def _show_plan(recipe: SynthesizeRecipe, streams: Streams) -> None:
     asked: Any = planning.asked_pairs if recipe.relabel else planning.asked_prompts
     found = asked(lambda: _given(recipe, streams), streams.source, streams.limit)
     plan = plan_synthesize(recipe, found[0] if recipe.relabel else found)
-    planning.show(planning.shared_out(plan, streams.gpus, recipe.engine.device), streams.out)
+    device = recipe.engine.device
+    planning.show(planning.shared_out(plan, streams.gpus, device, _shards(recipe)), streams.out)
+
+
+def _shards(recipe: SynthesizeRecipe) -> int:
+    """Return how many GPUs hold the base between them; 1 if nothing is drawn."""
+    base: Any = None if recipe.relabel else recipe.base
+    return int(getattr(base, "shards", None) or 1)
 
 
 def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
     """Read prompts or pairs, open the output, run the workflow, and tell how it went."""
     from ivgcli import recipes
 
-    if crewing.crewed(streams.gpus):
+    shards = _shards(recipe)
+    if crewing.crewed(streams.gpus, shards):
         crewing.require_file(streams.source)
     given = _given(recipe, streams)
     run, ids = recipes.run_id(recipe), [each.id for each in given]
     width = 2 if recipe.relabel else recipe.responses
-    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device)
+    crew = crewing.join("synthesize", run, given, streams.gpus, recipe.engine.device, shards)
     calm_libraries(streams.quiet or crew.link is not None)
 
     def workflow(*passed: Any, **named: Any) -> Any:
@@ -209,7 +219,7 @@ def _synthesize(recipe: SynthesizeRecipe, streams: Streams) -> None:
         return found(recipe, given, *passed, **named)
 
     if crew.link is not None:
-        crewing.work(crew.link, workflow)
+        crewing.work(crew.link, workflow, shards)
         return
     from ivgcli.workflows.labelling import Account, Labelling
 

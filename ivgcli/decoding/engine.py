@@ -96,6 +96,7 @@ class Engine:
         local = [] if isinstance(base, ServedBase) else [base]
         streams = [*local, *(stream for value in self.values for stream in value.streams())]
         self.streams: list[Stream] = list({id(stream): stream for stream in streams}.values())
+        self.shards = base.network.shards if isinstance(base, Stream) else None
         self.stepper = Stepper(
             base, mode, limits, eos_ids, width or base.network.width, warn, graphs, speculate
         )
@@ -158,6 +159,12 @@ class Engine:
     def _shrink(self) -> None:
         """Halve the rows after memory ran out; what was under way begins again, with the same draws."""
         need = self.ranking.rows
+        if self.shards is not None:
+            # The other processes still have room, and go on without asking.
+            what = f"out of memory with {self.rows} rows on one of {self.shards.count} GPUs"
+            raise ModelError(
+                "engine.rows", what, f"--rows {max(self.rows // 2, need)}, or more --shards"
+            )
         if self.rows <= need:
             what = f"out of memory with {self.rows} rows, and one search needs {need}"
             raise ModelError(
@@ -313,8 +320,10 @@ class Engine:
         found = [search.hypotheses[slot] for search in searches for slot in search.beam]
         judge = self.mode.chunk or self.mode.token
         if judge is not None:
-            values = judge.value.values(rows, [hypothesis.row for hypothesis in found]).tolist()
-            for hypothesis, value in zip(found, values, strict=True):
+            values = judge.value.values(rows, [hypothesis.row for hypothesis in found])
+            if self.shards is not None:
+                values = self.shards.agreed(values)
+            for hypothesis, value in zip(found, values.tolist(), strict=True):
                 hypothesis.value = value
         if isinstance(self.base, Stream):
             for slot, hypothesis in zip(rows, found, strict=True):

@@ -94,7 +94,8 @@ def draw_plain(
     """Draw from the base alone, whose logits (B, V) these are; arguments as for `draw_guided`."""
     choice = choose_plain(logits, limits, keys, vocabulary)
     require_finite(base.network.name, slots, choice.logprobs)
-    return Step(choice.tokens.tolist(), choice.base_logprobs, [0.0] * len(slots))
+    tokens = base.network.agreed(choice.tokens).tolist()
+    return Step(tokens, choice.base_logprobs, [0.0] * len(slots))
 
 
 def draw_guided(
@@ -139,6 +140,6 @@ def draw_guided(
         mixed[guided] = tilt
     choice = choose_tilted(plain, source, mixed, limits, keys, vocabulary)
     require_finite(value.name, slots, choice.logprobs)
-    tokens = choice.tokens.tolist()
+    tokens = base.network.agreed(choice.tokens).tolist()
     value.drawn(rows, [tokens[i] for i in guided])
     return Step(tokens, choice.base_logprobs, choice.gains.tolist())

@@ -64,7 +64,8 @@ class Stepper:
         self.stops = StopStrings(base.network.tokenizer, stops, width if stops else 0)
         self._careful = 0
         """Single steps to come before the next burst."""
-        if isinstance(base, ServedBase):
+        # Bursts and guesses ahead run the base's layers without a word between the processes that hold them.
+        if isinstance(base, ServedBase) or base.network.shards is not None:
             return
         wanted = graphs == "on" or (graphs == "auto" and base.network.device.type == "cuda")
         if wanted and possible(mode.token):

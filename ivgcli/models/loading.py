@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import (
@@ -26,10 +26,9 @@ from ivgcli.models.memory import keep_large_blocks
 from ivgcli.models.network import Network, NotDrivable
 from ivgcli.models.packed import PackedWeights
 from ivgcli.models.references import Reference, resolve
+from ivgcli.models.shards import Shards, require_shardable
 from ivgcli.models.slots import ATTENTION
-
-if TYPE_CHECKING:
-    from ivgcli.recipes import ModelSpec
+from ivgcli.recipes import BaseSpec, ModelSpec
 
 LANGUAGE_MODEL = "language model"
 VALUE = "value"
@@ -70,7 +69,10 @@ class Networks:
         self._tokenizers: dict[tuple[str, str | None], Any] = {}
 
     def language_model(self, spec: ModelSpec) -> tuple[Network, str | None]:
-        """Return the network of a language model, and the name of its adapter if it is one over a shared base."""
+        """Return the network of a language model, and the name of its adapter if it is one over a shared base.
+
+        The base of a recipe may be divided among several processes; whatever reads with its weights shares that.
+        """
         reference = self._resolve(spec.model)
         plain = Reference(reference.source, reference.revision)
         network = self._get(spec, plain, LANGUAGE_MODEL)
@@ -179,12 +181,18 @@ class Networks:
         return getattr(torch, name)
 
     def _load(self, spec: ModelSpec, reference: Reference, kind: str) -> Network:
+        shards = None
         if kind == LANGUAGE_MODEL:
             architectures = self._config(spec, reference).architectures or []
             if any(value in name for name in architectures for value in VALUE_CLASSES):
                 what = f"a value model ({architectures[0]}), not a language model"
                 raise ModelError(spec.model, what, "use it as guide.explicit")
-            model, tokenizer = self._from_pretrained(AutoModelForCausalLM, spec, reference)
+            if isinstance(spec, BaseSpec) and spec.divided:
+                shards = Shards(int(spec.shards or 1))
+                require_shardable(spec.model, self._config(spec, reference), shards.count)
+            model, tokenizer = self._from_pretrained(
+                AutoModelForCausalLM, spec, reference, shards=shards
+            )
             head = model.get_output_embeddings()
             width = int(head.weight.shape[0])
         else:
@@ -194,14 +202,15 @@ class Networks:
                 what = f"a {model.config.model_type} classifier has no per-token value head"
                 raise NotDrivable(spec.model, what)
             width = int(model.config.num_labels)
-        network = Network(spec.model, model, tokenizer, head, width)
+        network = Network(spec.model, model, tokenizer, head, width, shards=shards)
         network.require_drivable()
         self._arrange(network)
         return network
 
     def _arrange(self, network: Network) -> None:
         """Lay a network's weights out for its device, and its work in blocks where that is asked for."""
-        PackedWeights(network.model).attach()
+        if network.shards is None:
+            PackedWeights(network.model).attach()
         if self.deterministic:
             network.fix_heights()
 
@@ -261,9 +270,12 @@ class Networks:
         spec: ModelSpec,
         reference: Reference,
         attention: str | None = ATTENTION,
+        shards: Shards | None = None,
         **rest: Any,
     ) -> tuple[Any, Any]:
         options = source_options(spec, reference)
+        if shards is not None:
+            rest["distributed_config"] = shards.plan
         tokenizer = self.tokenizer(spec)
         with load_errors(spec.model), quiet_transformers():
             model, report = auto.from_pretrained(
@@ -283,12 +295,16 @@ class Networks:
             )
             raise ModelError(spec.model, what, "name a complete checkpoint")
         model = model.eval().requires_grad_(False)
-        return (model if spec.quantization else model.to(self.device)), tokenizer
+        placed = spec.quantization is not None or shards is not None
+        return (model if placed else model.to(self.device)), tokenizer
 
     def _adapter(self, network: Network, folder: str) -> str:
         """Put an adapter over a loaded network (once) and return its name."""
         from peft import PeftConfig, PeftModel
 
+        if network.shards is not None:
+            what = "an adapter cannot share the weights of a base that is divided among GPUs"
+            raise ModelError(folder, what, MERGE)
         name = f"adapter-{folder}".replace(".", "-")
         with load_errors(folder):
             config = PeftConfig.from_pretrained(folder)

@@ -16,6 +16,7 @@ from ivgcli.models.adapters import counting_for, mixable
 from ivgcli.models.fixed import HEIGHT, Blocked, fix_heights
 from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import picked
+from ivgcli.models.shards import Shards, divided, whole_outputs
 from ivgcli.models.slots import ATTENTION, Segment, SlotCache
 
 PROBE_TOKENS = 6
@@ -66,6 +67,8 @@ class Network:
     ledger: Ledger = field(default_factory=Ledger)
     height: int | None = None
     """Rows of the blocks in which it works, where results must not depend on the batch; None: all at once."""
+    shards: Shards | None = None
+    """The processes that hold the weights between them; None: they are whole here."""
 
     @property
     def device(self) -> torch.device:
@@ -190,10 +193,17 @@ class Network:
 
     def _outputs(self, hidden: Tensor) -> Tensor:
         head = self.head
+        if divided(head):
+            flat = whole_outputs(head, hidden.flatten(0, -2), _widens(hidden))
+            return flat.view(*hidden.shape[:-1], -1).float()
         if type(head) is nn.Linear and head.bias is None and _widens(hidden):
             flat = torch.mm(hidden.flatten(0, -2), head.weight.t(), out_dtype=torch.float32)
             return flat.view(*hidden.shape[:-1], -1)
         return head(hidden).float()
+
+    def agreed(self, numbers: Tensor) -> Tensor:
+        """Return numbers that all processes with this network have to have alike; alone, the numbers themselves."""
+        return numbers if self.shards is None else self.shards.agreed(numbers)
 
     def require_drivable(self) -> None:
         """Compare a tiny pass through slots with the model's own forward.

@@ -36,6 +36,14 @@ class BaseSpec(ModelSpec):
     """For a served base: hub id or folder that has its tokenizer; no weights are loaded."""
     server: ServerSpec | None = None
     """For a served base: how it is asked; unset: the defaults."""
+    shards: Annotated[int, Field(ge=1)] | None = None
+    """GPUs that hold the base between them, by tensor parallelism; every other network is whole on
+    each of them. Unset: one."""
+
+    @property
+    def divided(self) -> bool:
+        """Whether several GPUs hold the base between them."""
+        return (self.shards or 1) > 1
 
     @property
     def served(self) -> bool:
@@ -67,7 +75,12 @@ class BaseSpec(ModelSpec):
                 if getattr(self, name) is not None:
                     what = f"{name} belongs to a served base"
                     raise ValueError(f"{what} → leave it out, or name openai:http://HOST:PORT/v1#M")
+            if self.divided and self.quantization is not None:
+                what = f"{self.quantization} weights cannot be divided among {self.shards} GPUs"
+                raise ValueError(f"{what} → leave out shards or quantization")
             return self
+        if self.divided:
+            raise ValueError("shards: a served base is divided by its server → leave it out")
         if self.dtype != "auto" or self.quantization is not None:
             raise ValueError("dtype and quantization are the server's own matter → leave them out")
         if self.chat and self.template is not None and self.tokenizer is None:

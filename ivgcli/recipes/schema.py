@@ -168,7 +168,7 @@ class Decoding(Section):
 
     checked_key: ClassVar[str]
     """The key that `shortfall` is about."""
-    incidental: ClassVar[tuple[str, ...]] = ("base.server",)
+    incidental: ClassVar[tuple[str, ...]] = ("base.server", "base.shards")
     """Keys that do not change a response."""
 
     version: Literal[1] = 1
@@ -200,6 +200,21 @@ class Decoding(Section):
         sentence = self.shortfall(dict(self))
         if sentence is not None:
             raise ValueError(sentence)
+        return self
+
+    @model_validator(mode="after")
+    def check_shards(self) -> Decoding:
+        """Refuse ways to draw that a divided base does not have."""
+        if isinstance(self.base, BaseSpec) and self.base.divided:
+            if self.engine.graphs == "on":
+                what = "a base that is divided among GPUs draws without CUDA graphs"
+                raise ValueError(f"{what} → leave out base.shards or engine.graphs")
+            if isinstance(self.engine.speculate, int):
+                what = "nobody guesses ahead for a base that is divided among GPUs"
+                raise ValueError(f"{what} → leave out base.shards or engine.speculate")
+            if self.engine.deterministic:
+                what = "deterministic: sums over several GPUs are not worked out in blocks"
+                raise ValueError(f"{what} → leave out base.shards or engine.deterministic")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, FiniteFloat, ValidationInfo, field_validator, model_validator
 
+from ivgcli.recipes.base import BaseSpec
 from ivgcli.recipes.guide import CallableName, ModelSpec, Section, named, require_one
 from ivgcli.recipes.schema import GenerateRecipe, SamplingSpec
 
@@ -65,7 +66,7 @@ class SynthesizeRecipe(GenerateRecipe):
 
     checked_key: ClassVar[str] = "mode"
 
-    base: ModelSpec | None  # type: ignore[assignment]  # relabelling draws nothing
+    base: BaseSpec | None  # type: ignore[assignment]  # relabelling draws nothing
     """The model that draws; relabelling needs none."""
     reward: RewardSpec
     """What a response is worth."""
@@ -97,6 +98,14 @@ class SynthesizeRecipe(GenerateRecipe):
             return raw
         rest = {key: value for key, value in raw.items() if key != "base"}
         return {**rest, "base": None} if raw.get("relabel") is True else rest
+
+    @field_validator("base")
+    @classmethod
+    def check_base(cls, base: BaseSpec | None) -> BaseSpec | None:
+        """Refuse a served base."""
+        if base is not None:
+            ModelSpec.check_served(base.model)
+        return base
 
     @field_validator("sampling")
     @classmethod

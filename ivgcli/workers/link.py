@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -40,6 +40,8 @@ class Link:
         self.done: set[Any] = set()
         """Empty: the leader hands out no work that is done."""
         self.trace = Tracing(self)
+        self.passing_on: Callable[[list[int] | None, int], None] = lambda units, room: None
+        """Told what came of each question for work, and for how much."""
         self._socket = socket.create_connection((host, port))
         keep_alive(self._socket)
         self._received = bytearray()
@@ -55,6 +57,12 @@ class Link:
             room: how many could begin now, at least 1.
             wait: whether to wait for the first of them, because there is nothing else to do.
         """
+        units = self._take(room, wait)
+        self.passing_on(units, room)
+        return units
+
+    def _take(self, room: int, wait: bool) -> list[int] | None:
+        """Ask for work, unless that is done; return what has come, as `take` does."""
         while not self._over:
             if not self._asked:
                 self.send({"ask": room})

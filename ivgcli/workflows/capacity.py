@@ -22,12 +22,16 @@ def affordable_rows(streams: Sequence[Stream], length: int, need: int) -> int:
         length: longest sequence of a row, in tokens.
         need: rows of one search.
     """
-    device = streams[0].network.device
+    base = streams[0].network
+    device = base.device
     bytes_per_row = sum(
         row_bytes(_bytes_per_token(stream), stream.network.width, length) + stream.bytes_per_row
         for stream in streams
     )
-    return fitting_rows(free_memory(device), bytes_per_row, device.type, need)
+    free = free_memory(device)
+    if base.shards is not None:
+        free = base.shards.least(free, device)
+    return fitting_rows(free, bytes_per_row, device.type, need)
 
 
 def row_bytes(bytes_per_token: int, width: int, length: int) -> int:
@@ -59,5 +63,7 @@ def _bytes_per_token(stream: Stream) -> int:
     config = stream.network.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if stream.network.shards is not None:
+        heads //= stream.network.shards.count
     weight = stream.network.model.get_input_embeddings().weight
     return 2 * stream.network.layers * heads * width * weight.element_size()

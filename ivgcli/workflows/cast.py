@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ivgcli.models.prompts import PLACEHOLDER
-from ivgcli.models.sizes import Found, Kind
+from ivgcli.models.shards import require_heads, require_shardable
+from ivgcli.models.sizes import CONFIGURATION, Found, Kind, configuration
 from ivgcli.recipes import BaseSpec, ExplicitSpec, ImplicitSpec, ModelSpec, ServerSpec
 from ivgcli.values.prefixes import distribution_bytes
 from ivgcli.workflows.reckoning import Course
@@ -34,6 +35,8 @@ class Part:
     tokens: int | None = None
     """Tokens read in the whole run, at most."""
     notes: tuple[str, ...] = ()
+    shards: int = 1
+    """GPUs that hold it between them; weights and rows are those of one of them."""
 
     @property
     def flops(self) -> int | None:
@@ -87,12 +90,28 @@ class Cast:
         self.members: list[Member] = []
         self._weights: dict[tuple[Any, ...], str] = {}
         self._streams: dict[tuple[Any, ...], str] = {}
+        self._divided: dict[tuple[Any, ...], int] = {}
         self._reader: ModelSpec | None = base
         if isinstance(base, BaseSpec) and base.served:
             self._reader = base.reader()
             self._add_served(base)
         else:
+            if isinstance(base, BaseSpec) and base.divided:
+                self._divide(base, int(base.shards or 1))
             self._stream("base", base, lambda prompt, tokens: course.drawn(tokens))
+
+    def _divide(self, base: BaseSpec, shards: int) -> None:
+        """Note that several GPUs hold the weights of the base between them, and all that reads with these.
+
+        Raises:
+            ModelError: it cannot be divided, as far as can be seen.
+        """
+        found = self.survey.find(base, "language model")
+        if found.told_by == CONFIGURATION and found.reference is not None:
+            require_shardable(base.model, configuration(base, found.reference), shards)
+        elif found.size is not None:
+            require_heads(base.model, found.size.kv_heads, shards)
+        self._divided[self._key(base, found, "language model")] = shards
 
     def _add_served(self, base: BaseSpec) -> None:
         """Add a base that a server draws from: nothing of it is kept here but its tokenizer."""
@@ -213,11 +232,15 @@ class Cast:
         in_bytes: bool = False,
     ) -> None:
         """Note one part; weights count where they come first."""
-        part = self._described(role, spec, found)
-        first = self._weights.setdefault(self._key(spec, found, kind), role)
+        key = self._key(spec, found, kind)
+        part = replace(self._described(role, spec, found), shards=self._divided.get(key, 1))
+        if part.shards > 1:
+            part = _shard_of(part)
+        first = self._weights.setdefault(key, role)
         if first != role:
             bytes_each = BYTES[part.format]
-            part = replace(part, weights=found.adapter * bytes_each, notes=(f"{first}'s weights",))
+            notes = (*part.notes, f"{first}'s weights")
+            part = replace(part, weights=found.adapter * bytes_each, notes=notes)
         shown = prompt if prompt is not None and PLACEHOLDER in prompt else None
         told = prompt if shown is None else None
         lengths = self.survey.lengths(spec, self.asked, shown, told)
@@ -228,7 +251,7 @@ class Cast:
             most = most if size.context is None else min(most, size.context)
             if in_bytes:
                 table = distribution_bytes(max(size.outputs, size.vocabulary))
-            part = replace(part, row=size.cache_bytes(BYTES[part.format]) * most + table)
+            part = replace(part, row=cached_bytes(part) * most + table)
         self.members.append(Member(part, reads, lengths, kept, table))
 
     def _described(self, role: str, spec: ModelSpec, found: Found) -> Part:
@@ -323,6 +346,23 @@ class Cast:
         """Return a role's name, with a number from the second network in it on."""
         taken = sum(member.part.role.split()[0] == role for member in self.members)
         return f"{role} {taken + 1}" if taken else role
+
+
+def cached_bytes(part: Part) -> int:
+    """Return the bytes of keys and values that one token of a part leaves behind on one GPU; 0: not known."""
+    if part.found is None or part.found.size is None:
+        return 0
+    return part.found.size.cache_bytes(BYTES[part.format]) // part.shards
+
+
+def _shard_of(part: Part) -> Part:
+    """Return a part with what one of its GPUs has of the weights."""
+    told = f"divided among {part.shards} GPUs"
+    if part.found is not None and part.found.size is not None:
+        heads = part.found.size.kv_heads
+        told = f"{told}: {heads // part.shards} of its {heads} key/value heads on each"
+    weights = None if part.weights is None else -(-part.weights // part.shards)
+    return replace(part, weights=weights, notes=(told,))
 
 
 def _nothing(prompt: int, tokens: int) -> int:

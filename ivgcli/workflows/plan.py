@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ivgcli.errors import ModelError
 from ivgcli.models.memory import free_memory
 from ivgcli.recipes import (
     MODES,
@@ -19,9 +20,10 @@ from ivgcli.recipes import (
     SynthesizeRecipe,
 )
 from ivgcli.workflows.capacity import fitting_rows, row_bytes
-from ivgcli.workflows.cast import Cast, Part
+from ivgcli.workflows.cast import Cast, Part, cached_bytes
+from ivgcli.workflows.placement import Need
 from ivgcli.workflows.reckoning import Course, course_of
-from ivgcli.workflows.survey import BYTES, Asked, Survey
+from ivgcli.workflows.survey import Asked, Survey
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Plan:
     writes: tuple[str, ...] = ()
     foot: str = "At most: every response at its full length, 2 FLOPs for each weight and token."
     """What tokens and operations mean."""
+    refusal: ModelError | None = None
+    """Why it cannot be carried out here."""
 
     @property
     def weights(self) -> int | None:
@@ -161,7 +165,35 @@ def _decoding(
     rows, memory = rows_line(recipe.engine, survey, cast, plan)
     lines += [rows]
     notes = [*unknown(asked), *cast.notes, *memory]
-    return Plan(title, tuple(lines), plan.parts, tuple(notes))
+    refusal = unfitting(cast, survey, plan)
+    return Plan(title, tuple(lines), plan.parts, tuple(notes), refusal=refusal)
+
+
+def unfitting(cast: Cast, survey: Survey, plan: Plan) -> ModelError | None:
+    """Return what speaks against a plan: weights that memory does not hold; None: they fit, or nobody knows."""
+    if plan.weights is None or not survey.device_is_here:
+        return None
+    free = free_memory(survey.device)
+    if plan.weights <= free:
+        return None
+    base = plan.parts[0]
+    if survey.device.type == "cpu" or base.found is None or base.found.size is None:
+        what = f"the weights take {size(plan.weights)}, and {size(free)} are free"
+        return ModelError(base.name, what, "smaller networks, or a machine with more memory")
+    own, spec = base.weights or 0, cast.base
+    four = spec.model_copy(update={"quantization": "4bit"})
+    small = None if spec.quantization else survey.weight_bytes(four, base.found)
+    rows = cast.course.rows
+    need = Need(
+        own * base.shards,
+        plan.weights - own,
+        base.found.size.kv_heads if spec.quantization is None else 1,
+        small,
+        rows * (base.row or 0) * base.shards,
+        rows * (plan.row - (base.row or 0)),
+    )
+    what = f"the weights take {size(plan.weights)} a GPU, and {size(free)} are free there"
+    return ModelError(base.name, what, need.what_would_fit(free))
 
 
 def rows_line(
@@ -172,8 +204,6 @@ def rows_line(
     wanted, weights = engine.rows, plan.weights
     free = free_memory(survey.device) if survey.device_is_here else None
     notes = []
-    if free is not None and weights is not None and weights > free:
-        notes.append(f"the weights take {size(weights)}, and {size(free)} are free")
     if wanted is not None and wanted < need:
         notes.append(f"one search decodes {need} sequences, but rows is {wanted}: --rows {need}")
     rows = wanted
@@ -181,7 +211,7 @@ def rows_line(
         length = cast.longest() + cast.limit
         kept = [(member.part, member.table) for member in cast.members if member.kept]
         per_row = sum(
-            row_bytes(each.cache_bytes(BYTES[part.format]), each.outputs, length) + table
+            row_bytes(cached_bytes(part), each.outputs, length) + table
             for part, table in kept
             for each in [part.found.size if part.found else None]
             if each is not None
@@ -194,19 +224,35 @@ def rows_line(
     return f"{counted(rows, 'row')} at once keep {size(rows * plan.row)} at most", tuple(notes)
 
 
-def among_workers(plan: Plan, count: int, gpus: bool) -> Plan:
+def among_workers(plan: Plan, count: int, gpus: bool, shards: int = 1) -> Plan:
     """Return a plan as several workers would carry it out.
 
     Args:
         plan: of one process.
         count: workers.
-        gpus: whether each has a GPU of its own; else they share the CPU.
+        gpus: whether each has GPUs of its own; else they share the CPU.
+        shards: GPUs of each worker.
     """
+    if shards > 1:
+        return _among_groups(plan, count, gpus, shards)
     weights = "all weights" if plan.weights is None else f"all weights, {size(plan.weights)}"
     place = "each on a GPU of its own" if gpus else "all on this CPU"
     told = f"{count} workers, {place}; each loads {weights}"
     counts = "rows and memory are those of one worker, tokens and FLOPs of all together"
     return replace(plan, lines=(*plan.lines, told, counts))
+
+
+def _among_groups(plan: Plan, count: int, gpus: bool, shards: int) -> Plan:
+    """Return a plan as workers of several processes each would carry it out."""
+    held = "" if plan.weights is None else f": {size(plan.weights)} of weights on each"
+    place = f"{shards} {'GPUs' if gpus else 'processes of this CPU'}"
+    told = f"{counted(count, 'worker')} of {place}{held}"
+    why = (
+        "the base is divided by tensor parallelism, a part of every matrix and whole heads on each; "
+        "the other networks are whole on each, as they fit there and then need no exchange"
+    )
+    counts = "memory is that of one GPU, rows are those of one worker, tokens and FLOPs of all"
+    return replace(plan, lines=(*plan.lines, told, why, counts))
 
 
 def where(survey: Survey) -> str:

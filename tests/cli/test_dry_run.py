@@ -84,6 +84,23 @@ def test_several_workers_are_planned_and_more_than_there_are_refused(
     assert result.stderr.splitlines()[-1].endswith("only 2 are here → --gpus 2")
 
 
+def test_groups_of_gpus_are_planned_with_what_each_holds(here: Path) -> None:
+    """In two bytes a weight: half of the base's 73.8 KiB, and 73.8 + 73.8 + 55.1 KiB of the others."""
+    words = f"{COMMANDS['generate']} --device cuda --gpus 4 --shards 2"  # for another machine
+    text = planned("generate", words)
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if " bfloat16 " in line}
+    assert rows["base"][3:5] == ["36.9", "KiB"]
+    assert rows["tuned"][3:5] == ["73.8", "KiB"]
+    told = " ".join(text.split())
+    assert "2 workers of 2 GPUs: 240 KiB of weights on each" in told
+    assert "divided among 2 GPUs: 1 of its 2 key/value heads on each" in told
+    result = CliRunner().invoke(app, ["generate", *words.split(), "--gpus", "3", "--dry-run"])
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "3 GPUs make no groups of 2, one for each copy of the base → --gpus 4\n"
+    )
+
+
 def test_input_that_is_not_here_is_told_and_its_number_is_the_limits(here: Path) -> None:
     words = "--base llama --in hf:someone/prompts:test --limit 7"
     text = " ".join(planned("generate", words).split())

@@ -38,6 +38,18 @@ def vowels(prompts, responses):
     return [sum(letter in "aeiou" for letter in response) for response in responses]
 """
 
+MATE = """
+
+if os.environ.get("IVG_SHARD") == "1":
+    whole = vowels
+
+    def vowels(prompts, responses):
+        if calls == 3 and number == "0":
+            (here / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(prompts, responses)
+"""
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -73,6 +85,18 @@ def alone(place: Path) -> bytes:
     result = CliRunner().invoke(app, command(place / "alone.jsonl"))
     assert result.exit_code == 0, result.stderr
     return (place / "alone.jsonl").read_bytes()
+
+
+def approximately(text: bytes) -> list[dict[str, Any]]:
+    """Return records whose numbers may differ by what sums over two halves leave."""
+    found = [json.loads(line) for line in text.splitlines()]
+    return [
+        {
+            key: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            for key, value in record.items()
+        }
+        for record in found
+    ]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -140,6 +164,23 @@ def test_a_pipe_cannot_be_shared(place):
     assert result.exit_code == 2
     told = "error: --in: several processes cannot read one pipe → name a file with --in\n"
     assert result.stderr == told
+
+
+@pytest.mark.long
+def test_a_mate_killed_in_the_middle_takes_its_worker_along_and_nothing_is_lost(place):
+    """Two workers of two processes each; the second process of the first worker dies."""
+    (place / "alone").touch()
+    text = (place / "judgement.py").read_text()
+    (place / "judgement.py").write_text(text + MATE)
+    out = place / "out.jsonl"
+    code, said = ivg(command(out, "--gpus", 4, "--shards", 2))
+    assert code == 0, said
+    assert (place / "died").exists()
+    [told] = [line for line in said.splitlines() if "worker" in line]
+    assert told.startswith(
+        "warning: worker 0 was killed (SIGKILL): the others do what it had begun, "
+    )
+    assert lines(out) == approximately(alone(place))
 
 
 @pytest.mark.long

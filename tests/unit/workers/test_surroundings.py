@@ -116,3 +116,31 @@ def test_a_launched_process_takes_the_gpu_of_its_local_number(gpus):
     assert own_environment(5, None, {devices.VISIBLE: "0"}) == {devices.VISIBLE: "0"}
     gpus(0)
     assert own_environment(5, None, {}) == {}
+
+
+def test_a_worker_of_several_shards_sees_as_many_gpus(gpus):
+    gpus(8)
+    found = worker_environments(2, None, {}, each=4)
+    assert [each[devices.VISIBLE] for each in found] == ["0,1,2,3", "4,5,6,7"]
+    assert own_environment(1, None, {}, each=4) == {devices.VISIBLE: "4,5,6,7"}
+    with pytest.raises(RecipeError, match="process 2 of this machine has no 4 of its 8 GPUs"):
+        own_environment(2, None, {}, each=4)
+    with pytest.raises(RecipeError, match="12 GPUs are asked for, and only 8 are here → --gpus 8"):
+        worker_environments(3, None, {}, each=4)
+    gpus(2)  # srun has shown it its own
+    assert own_environment(3, None, {devices.VISIBLE: "6,7"}, each=2) == {devices.VISIBLE: "6,7"}
+    with pytest.raises(RecipeError, match="4 GPUs are asked for, and only 2 are here → --shards 2"):
+        worker_environments(1, None, {}, each=4)
+    gpus(0)
+    shared = worker_environments(1, None, {"OMP_NUM_THREADS": "1"}, each=2)
+    assert shared == [{"OMP_NUM_THREADS": "1", devices.VISIBLE: ""}]
+
+
+def test_gpus_make_groups_of_as_many_as_hold_a_base():
+    assert [devices.groups(*given) for given in ((None, 4), (8, 4), (3, 1), (None, 1))] == [
+        1, 2, 3, 1,
+    ]  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        devices.groups(6, 4)
+    told = "--gpus: 6 GPUs make no groups of 4, one for each copy of the base → --gpus 8"
+    assert str(caught.value) == told
