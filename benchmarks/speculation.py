@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 import ivgcli.decoding.speculation
-from benchmarks.bench import processor_name
+from benchmarks.machine import processor_name
 from benchmarks.ours import packed, stream
 from benchmarks.shapes import from_config, perturbed, word_tokenizer
 from ivgcli.decoding import Limits, Mode, TokenGuidance
