@@ -18,8 +18,9 @@ from ivgcli.decoding.engine import Engine
 from ivgcli.decoding.search import Request
 from ivgcli.models.network import Network
 from ivgcli.models.packed import PackedWeights
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.models.slots import ATTENTION
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.values import Prompted, Row, Value
 from ivgcli.values.explicit import ScalarValue
 from ivgcli.values.implicit import ImplicitValue

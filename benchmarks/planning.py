@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ivgcli.models.network import Network
-from ivgcli.models.streams import Reading, read_all
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.recipes import GenerateRecipe
 from ivgcli.records import read_prompts
 from ivgcli.values import Row

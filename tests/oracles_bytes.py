@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from ivgcli.models.streams import Reading, read_all
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.recipes import GenerateRecipe
 from ivgcli.values import Prompted, Row
 from ivgcli.values.implicit_bytes import ByteImplicitValue

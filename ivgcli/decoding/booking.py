@@ -12,7 +12,7 @@ from ivgcli.serving.replies import Choice
 from ivgcli.values import Row
 
 
-class Ledger:
+class Booking:
     """Books what a server has drawn.
 
     Args:

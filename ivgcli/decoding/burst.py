@@ -21,7 +21,8 @@ from ivgcli.decoding.sampling import warped
 from ivgcli.models.lanes import Lanes
 from ivgcli.models.logprobs import log_softmax_
 from ivgcli.models.network import Ledger
-from ivgcli.models.streams import Stream, shared_passes
+from ivgcli.models.readings import shared_passes
+from ivgcli.models.streams import Stream
 from ivgcli.values.placed import implicit_parts
 
 STEPS = 16

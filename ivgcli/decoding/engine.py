@@ -23,7 +23,8 @@ from ivgcli.decoding.stepper import Graphs, Stepper
 from ivgcli.decoding.supply import Listed, Supply
 from ivgcli.errors import ModelError, RecordError
 from ivgcli.models.failures import RowFailure
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.models.text import response_text
 from ivgcli.values import Row, Value
 from ivgcli.values.by_text import TextMeter

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ivgcli.decoding import Limits, TokenGuidance
-from ivgcli.decoding.booking import Ledger
+from ivgcli.decoding.booking import Booking
 from ivgcli.decoding.search import Search
 from ivgcli.decoding.told import draw_told
 from ivgcli.errors import ModelError
@@ -64,7 +64,7 @@ class ServedBase:
         self.in_flight = in_flight
         self.by_ids = prompts.by_ids or guided
         """Whether rows hold the base's token ids; else they hold text, and stand-ins for its tokens."""
-        self._ledger = Ledger(network, limits.stop, self.by_ids)
+        self._booking = Booking(network, limits.stop, self.by_ids)
         self._endpoints = {False: completions, True: chat}
         self._limits = limits
         self._over = threading.Event()
@@ -183,7 +183,7 @@ class ServedBase:
         if messages is not None:
             return messages
         text = self.prompts.text(asked.text, asked.messages, asked.id)
-        return text + self._ledger.text(state)
+        return text + self._booking.text(state)
 
     def _endpoint(self, prompt: Prompt) -> Completions:
         """Return where a prompt goes, found out about before it is first used."""
@@ -246,7 +246,7 @@ class ServedBase:
         # Fewer choices than rows: the others ask again.
         for slot, choice in zip(slots, choices, strict=False):
             hypothesis = errand.search.hypotheses[slot]
-            self._ledger.chunk(errand.search, hypothesis, choice, errand.wish.max_tokens)
+            self._booking.chunk(errand.search, hypothesis, choice, errand.wish.max_tokens)
 
     def _give_up(self, fault: Fault, slots: Sequence[int]) -> None:
         """Fail the rows of a request, or the run if the server answers nothing any more."""
@@ -273,4 +273,4 @@ class ServedBase:
         for (_, search, _), hypothesis, token, logprob, gain in zip(
             rows, found, *drawn, strict=True
         ):
-            self._ledger.token(search, hypothesis, token, gain, logprob)
+            self._booking.token(search, hypothesis, token, gain, logprob)

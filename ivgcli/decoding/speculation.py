@@ -26,8 +26,9 @@ from ivgcli.decoding.step import Step, draw_guided, draw_plain
 from ivgcli.errors import RecipeError
 from ivgcli.models.failures import RowFailure
 from ivgcli.models.logprobs import picked
+from ivgcli.models.readings import read_all
 from ivgcli.models.retokenised import shared_prefix
-from ivgcli.models.streams import Stream, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.values import Row, require_finite
 from ivgcli.values.placed import PlacedValue, implicit_parts
 

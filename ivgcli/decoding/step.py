@@ -12,7 +12,8 @@ from ivgcli.decoding.choice import choose_plain, choose_tilted
 from ivgcli.decoding.guidance import tilted
 from ivgcli.decoding.sampling import warped
 from ivgcli.models.logprobs import log_softmax_
-from ivgcli.models.streams import Stream, read_all
+from ivgcli.models.readings import read_all
+from ivgcli.models.streams import Stream
 from ivgcli.values import Row, TokenValue, require_finite
 
 

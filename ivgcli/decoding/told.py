@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ivgcli.decoding import Limits, TokenGuidance
+from ivgcli.decoding.choice import choose_tilted
 from ivgcli.decoding.draws import step_keys
 from ivgcli.decoding.guidance import tilted
-from ivgcli.decoding.sampling import draw, warped
-from ivgcli.models.logprobs import picked
+from ivgcli.decoding.sampling import warped
+from ivgcli.models.readings import read_all
 from ivgcli.models.served import ServedNetwork
-from ivgcli.models.streams import read_all
 from ivgcli.serving.replies import Choice
 from ivgcli.values import Row, require_finite
 
@@ -72,15 +72,12 @@ def draw_told(
         count = min(known, count or known)
     tilt = tilted(replace(guidance, candidates=count, outside="drop"), source, slots, states)
     vocabulary = torch.arange(tilt.shape[1], dtype=torch.int32, device=tilt.device)
-    drawn = draw(tilt, limits, step_keys(keys, list(map(len, tokens)), tilt.device), vocabulary)
-    require_finite(guidance.value.name, slots, drawn.logprobs)
-    plain = under = logprobs.gather(1, drawn.tokens[:, None])[:, 0]
-    if source is not logprobs or limits.temperature not in (0, 1):
-        cold = source if limits.temperature in (0, 1) else source / limits.temperature
-        under = picked(cold, drawn.tokens)
-    chosen = drawn.tokens.tolist()
-    guidance.value.drawn(slots, chosen)
-    return Told(chosen, plain.tolist(), (drawn.logprobs - under).tolist())
+    words = step_keys(keys, list(map(len, tokens)), tilt.device)
+    choice = choose_tilted(logprobs, source, tilt, limits, words, vocabulary)
+    require_finite(guidance.value.name, slots, choice.logprobs)
+    drawn = choice.tokens.tolist()
+    guidance.value.drawn(slots, drawn)
+    return Told(drawn, choice.base_logprobs.tolist(), choice.gains.tolist())
 
 
 def table(network: ServedNetwork, choices: Sequence[Choice]) -> Tensor:

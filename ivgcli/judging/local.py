@@ -17,7 +17,8 @@ from ivgcli.judging import Answer, Question
 from ivgcli.judging.labels import is_blank, spellings
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from ivgcli.recipes.judges import JudgeTemplate
 from ivgcli.recipes.judging import Verdict

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from ivgcli.models.network import token_logprobs
-from ivgcli.models.streams import Peek, Reading, Stream, read_all, require_room
+from ivgcli.models.readings import Reading, read_all, require_room
+from ivgcli.models.streams import Peek, Stream
 
 
 class RetokenisedStream:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ivgcli.models.streams import Peek, Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Peek, Stream
 from ivgcli.values import Row, require_finite
 
 

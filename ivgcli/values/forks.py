@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ivgcli.models.continued import Tail
-from ivgcli.models.streams import Branches
+from ivgcli.models.readings import Branches
 from ivgcli.values.lattice import Lattice
 from ivgcli.values.prefixes import PrefixReader
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ivgcli.models.logprobs import log_softmax_
-from ivgcli.models.streams import Stream, read_all
+from ivgcli.models.readings import read_all
+from ivgcli.models.streams import Stream
 from ivgcli.values import Row, require_finite
 
 FLOOR = -1e30

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.continued import Continued
+from ivgcli.models.readings import Branches, read_all
 from ivgcli.models.retokenised import shared_prefix
-from ivgcli.models.streams import Branches, Stream, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.models.text import ANCHOR
 from ivgcli.values import Row, require_finite
 from ivgcli.values.additions import Additions, Ints, Ranges

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ivgcli.models.streams import read_all
+from ivgcli.models.readings import read_all
 from ivgcli.values.bounds import Bounds
 from ivgcli.values.openings import canonical_opening
 from ivgcli.values.plan import Plan

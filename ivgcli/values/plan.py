@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.continued import Continued
-from ivgcli.models.streams import Branches
+from ivgcli.models.readings import Branches
 from ivgcli.values.additions import Additions, Ints, Ranges
 from ivgcli.values.bounds import Bounds, bound
 from ivgcli.values.forks import Fork, branches

@@ -12,7 +12,8 @@ from torch import Tensor
 from ivgcli.models.byte_vocabulary import ByteVocabulary
 from ivgcli.models.canonical import Canonical
 from ivgcli.models.network import token_logprobs
-from ivgcli.models.streams import Branches, Reading, Stream
+from ivgcli.models.readings import Branches, Reading
+from ivgcli.models.streams import Stream
 from ivgcli.values import require_finite
 
 NODES = 4

@@ -12,7 +12,8 @@ from ivgcli.models.loading import Networks
 from ivgcli.models.network import Network, NotDrivable
 from ivgcli.models.prompts import PLACEHOLDER, PromptFormat
 from ivgcli.models.served import ServedNetwork
-from ivgcli.models.streams import Stream, Translation
+from ivgcli.models.streams import Stream
+from ivgcli.models.translation import Translation
 from ivgcli.models.vocabulary import VocabularyMatch, byte_vocabulary, compare
 from ivgcli.recipes import BaseSpec, ExplicitSpec, Guide, ImplicitSpec, ModelSpec
 from ivgcli.recipes.schema import PrecisionSpec

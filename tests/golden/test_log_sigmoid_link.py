@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ivgcli.decoding.guidance import tilted
-from ivgcli.models.streams import Reading, read_all
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.values import Row
 from tests import oracles
 from tests.models import (

@@ -9,7 +9,8 @@ import torch
 
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from tests import oracles
 from tests.models import CONTEXT, folder, plain

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
-from ivgcli.models.streams import Reading, Stream, read_all, shared_passes
+from ivgcli.models.readings import Reading, read_all, shared_passes
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from tests import oracles
 from tests.models import PROMPTS, Run, decode, folder, recipe, scratch, tokenizer

@@ -25,8 +25,9 @@ from ivgcli.models import hub
 from ivgcli.models.loading import Networks
 from ivgcli.models.network import NotDrivable
 from ivgcli.models.prompts import PromptFormat
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.models.slots import Segment
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from ivgcli.values.by_text import ScorerValue
 from tests import oracles

@@ -9,8 +9,9 @@ import torch
 
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
+from ivgcli.models.readings import Reading, read_all
 from ivgcli.models.retokenised import RetokenisedStream, shared_prefix
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from tests import oracles
 from tests.models import folder, plain, plain_value, tokenizer

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from ivgcli.models import streams
+from ivgcli.models import readings
 from ivgcli.models.failures import RowFailure
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from tests import oracles
 from tests.models import CONTEXT, WINDOW, folder, plain
@@ -229,7 +230,7 @@ def test_slots_with_an_old_tenant_do_not_remember_it():
 
 
 def test_prompts_that_exceed_one_pass_are_read_in_parts(monkeypatch):
-    monkeypatch.setattr(streams, "PASS_TOKENS", 12)
+    monkeypatch.setattr(readings, "PASS_TOKENS", 12)
     stream = stream_of("llama", 3)
     prompts = {0: text(9), 1: text(20, 1), 2: text(2, 2)}
     prefill(stream, prompts)
@@ -240,7 +241,7 @@ def test_prompts_that_exceed_one_pass_are_read_in_parts(monkeypatch):
 def test_chunks_that_exceed_one_pass_count_the_same_log_probability(monkeypatch):
     totals = []
     for limit in (4096, 12):
-        monkeypatch.setattr(streams, "PASS_TOKENS", limit)
+        monkeypatch.setattr(readings, "PASS_TOKENS", limit)
         stream = stream_of("llama", 3)
         stream.counting = True
         prompts = {row: text(4, row) for row in range(3)}

@@ -8,7 +8,8 @@ import torch
 from ivgcli.models.failures import RowFailure
 from ivgcli.models.loading import Networks
 from ivgcli.models.prompts import PromptFormat
-from ivgcli.models.streams import Reading, Stream, read_all
+from ivgcli.models.readings import Reading, read_all
+from ivgcli.models.streams import Stream
 from ivgcli.recipes import ModelSpec
 from ivgcli.values import Prompted, Row
 from ivgcli.values.implicit import FLOOR, ImplicitValue
