@@ -166,6 +166,10 @@ def _decoding(
     lines += [rows]
     notes = [*unknown(asked), *cast.notes, *memory]
     refusal = unfitting(cast, survey, plan)
+    if refusal is not None and survey.device.type == "cpu":
+        # Whoever plans on a machine without a GPU mostly plans for another.
+        notes.append(f"{refusal.what} → {refusal.hint}")
+        refusal = None
     return Plan(title, tuple(lines), plan.parts, tuple(notes), refusal=refusal)
 
 
