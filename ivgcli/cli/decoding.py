@@ -130,7 +130,7 @@ def generate(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
-    deterministic: Deterministic = None,
+    deterministic: Deterministic = False,
     gpus: Gpus = None,
     shards: Shards = None,
     sets: Sets = None,
@@ -145,7 +145,7 @@ def generate(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic or None},
             "base.shards": shards,
             **{"mode": mode, "token.weight": weight, "token.candidates": candidates},
             **{"chunk.beam_width": beam_width, "chunk.successors": successors},
@@ -207,7 +207,7 @@ def bon(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
-    deterministic: Deterministic = None,
+    deterministic: Deterministic = False,
     gpus: Gpus = None,
     shards: Shards = None,
     sets: Sets = None,
@@ -222,7 +222,7 @@ def bon(
         flags = {
             **shared_flags(base, samples, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic or None},
             "base.shards": shards,
             **{"by": by, "best_of": best_of, "reward": reward},
         }

@@ -152,7 +152,7 @@ Speculate = Annotated[
     ),
 ]
 Deterministic = Annotated[
-    bool | None,
+    bool,
     typer.Option(
         "--deterministic",
         help="The same bits for any batch, order, resume and number of workers.",

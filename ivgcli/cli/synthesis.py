@@ -148,7 +148,7 @@ def synthesize(
     dtype: Dtype = None,
     rows: Rows = None,
     speculate: Speculate = None,
-    deterministic: Deterministic = None,
+    deterministic: Deterministic = False,
     gpus: Gpus = None,
     shards: Shards = None,
     sets: Sets = None,
@@ -163,7 +163,7 @@ def synthesize(
         flags = {
             **shared_flags(base, None, temperature, top_k, top_p, max_new_tokens, stop),
             **{"seed": seed, "engine.device": device, "engine.dtype": dtype, "engine.rows": rows},
-            **{"engine.speculate": speculate, "engine.deterministic": deterministic},
+            **{"engine.speculate": speculate, "engine.deterministic": deterministic or None},
             "base.shards": shards,
             **{"mode": mode, "reward": reward, "reward.label": reward_label},
             **{"responses": responses, "pairs": pairs},
