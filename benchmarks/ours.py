@@ -77,7 +77,7 @@ def stream(
     networks: Networks,
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    deterministic: bool,
+    deterministic: bool = False,
 ) -> Stream:
     """Return a stream over a model that other contestants use too."""
     head = head_of(model)

@@ -155,6 +155,7 @@ Deterministic = Annotated[
     bool,
     typer.Option(
         "--deterministic",
+        metavar="",
         help="The same bits for any batch, order, resume and number of workers.",
         rich_help_panel=ENGINE,
     ),
