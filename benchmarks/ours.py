@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.contest import SEARCHES, Networks, Outcome, Settings
 from benchmarks.cost import head_of
@@ -74,14 +74,14 @@ def packed(model: PreTrainedModel) -> PackedWeights:
 
 
 def stream(
-    networks: Networks,
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     deterministic: bool = False,
 ) -> Stream:
     """Return a stream over a model that other contestants use too."""
     head = head_of(model)
-    network = Network("contestant", model, networks.tokenizer, head, head.weight.shape[0])
+    network = Network("contestant", model, tokenizer, head, head.weight.shape[0])
     if deterministic:
         network.fix_heights()
     return Stream(network, GivenIds(prompts), 1)
@@ -140,7 +140,7 @@ def build_mode(
     pair = ImplicitValue(
         "pair",
         *(
-            stream(networks, model, prompts, settings.deterministic)
+            stream(model, networks.tokenizer, prompts, settings.deterministic)
             for model in (networks.tuned, networks.reference)
         ),
     )
@@ -152,7 +152,8 @@ def build_mode(
             if networks.value is None:
                 raise NotImplementedError("the shape has no value network")
             ranks = ScalarValue(
-                "value", stream(networks, networks.value, prompts, settings.deterministic)
+                "value",
+                stream(networks.value, networks.tokenizer, prompts, settings.deterministic),
             )
         shape = (settings.beam_width, settings.successors, settings.chunk_length)
         chunk = ChunkRanking(ranks if incremental else Rereading(ranks), *shape)
@@ -201,7 +202,7 @@ def run_ivg(
     for idea in without:
         require_idea(idea, mode)
     with borrowed(networks, "packed" not in without):
-        base = stream(networks, networks.base, prompts, settings.deterministic)
+        base = stream(networks.base, networks.tokenizer, prompts, settings.deterministic)
         base.counting = True
         limits = Limits(
             settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
