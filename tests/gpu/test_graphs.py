@@ -81,3 +81,20 @@ def test_logits_of_half_precision_weights_are_summed_in_float32() -> None:
     assert found.dtype == torch.float32
     assert float((found - exact).abs().max()) < 1e-3
     assert float((head(hidden).double() - exact).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["eft-i", "ivg"])
+def test_company_leaves_no_trace_in_any_bit(mode: str) -> None:
+    """In bfloat16, by replayed steps, where a product of another height would sum in another order."""
+    engine = {"deterministic": True}
+    plan = recipe("llama", mode, guide=GUIDE, sampling={"max_new_tokens": 40}, engine=engine)
+    wide, narrow = (
+        decode(plan, rows=rows, device="cuda", dtype="bfloat16", graphs="on") for rows in (24, 4)
+    )
+    for key, expected in wide.outcomes.items():
+        found = narrow.outcomes[key].winner
+        assert found.row.tokens == expected.winner.row.tokens
+        assert (found.base_logprob, found.value) == (
+            expected.winner.base_logprob,
+            expected.winner.value,
+        )
