@@ -463,7 +463,7 @@ def test_two_processes_train_the_same_models_as_one(tmp_path: Path, forks: Forks
         assert max((one[key] - other[key]).abs().max() for key in one) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_starts_its_own_processes_and_their_failure_is_one_sentence(tmp_path: Path) -> None:
     """Neither torchrun nor the other process adds to what the first one says."""
     words = [*map(str, command(tmp_path, sft={"learning_rate": 1e30})), "--gpus", "2"]

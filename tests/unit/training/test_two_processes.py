@@ -82,7 +82,7 @@ def test_accumulated_passes_are_one_batch(target):
     assert furthest(whole, learn(start, target, 2, 2, place)) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_are_one_batch():
     """cd-q has the most to go wrong: a second pass, of another width in every process."""
     from tests.models import folder, scratch
