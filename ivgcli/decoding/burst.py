@@ -179,9 +179,16 @@ class Burst:
         # The one place where the host waits.
         found = torch.cat([table.results[:steps].flatten(), table.trouble.double()]).cpu()
         if bool(found[-2:].any()):
+            self._forget(lanes)
             return None
         results = found[:-2].view(steps, 3 + len(self.counting), -1)
         return [self._read(results[..., number]) for number in range(len(lanes))]
+
+    def _forget(self, lanes: Sequence[Lane]) -> None:
+        """Clear what was read: what is masked counts 0 times its value, and 0 times NaN is NaN."""
+        for stream in self.streams:
+            for lane in lanes:
+                stream.cache.wipe(lane.slot, stream.lengths[lane.slot])
 
     def settle(self, slot: int, drawn: Drawn, count: int) -> None:
         """Let the streams know that the first `count` tokens of what a lane drew count."""

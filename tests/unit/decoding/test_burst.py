@@ -184,6 +184,19 @@ def test_numbers_that_are_not_finite_fail_the_same_records() -> None:
         assert said == (token in calm[key][:-1])
 
 
+def test_what_a_burst_reads_behind_an_end_fails_nobody() -> None:
+    """The tuned model fails on EOS, which single steps never read; bursts go on behind it until they are over."""
+
+    def poisoned(assembly: Any, engine: Any) -> None:
+        tuned = next(n for n in assembly.networks.all() if n.name == folder("llama-tuned"))
+        for token in assembly.eos_ids:
+            tuned.model.get_input_embeddings().weight.data[token] = torch.nan
+
+    runs = [decode(plan("eft-i"), rows=12, graphs=each, prepare=poisoned) for each in ("off", "on")]
+    assert {done.failure for run in runs for done in run.outcomes.values()} == {None}
+    assert runs[0].tokens() == runs[1].tokens()
+
+
 def test_a_cache_that_grows_gets_new_tables() -> None:
     """Two rows, and prompts that grow longer and longer."""
     prompts = ["a film", "the film opens with it and it " * 2, "in the sea of the film " * 5]
