@@ -201,7 +201,7 @@ def decode_all(
         stepped=lambda: show(0),
         meters=assembly.meters,
         coverages=assembly.coverages,
-        graphs=_bursts(recipe.engine, assembly),
+        graphs=bursts(recipe.engine, assembly),
         speculate=_speculated(recipe.engine, single),
     )
     engine.resize(_rows(recipe.engine.rows, engine, requests))
@@ -258,10 +258,16 @@ def decode_all(
     return Part(**vars(summary), base=assembly.base.network.name, bridged=tally)
 
 
-def _bursts(spec: EngineSpec, assembly: Assembly) -> Graphs:
-    """Return whether to draw in bursts: not where attention over lanes, on a CPU, would depend on their number."""
-    alike = spec.deterministic and assembly.networks.device.type == "cpu"
-    return "off" if alike else spec.graphs
+def bursts(spec: EngineSpec, assembly: Assembly) -> Graphs:
+    """Return whether to draw in bursts: not where attention over lanes would depend on how far they reach.
+
+    That is so without the flash kernel, which takes half-precision numbers on a GPU.
+    """
+    halves = {
+        network.model.get_input_embeddings().weight.dtype for network in assembly.networks.all()
+    } <= {torch.float16, torch.bfloat16}
+    by_kernel = assembly.networks.device.type == "cuda" and halves
+    return "off" if spec.deterministic and not by_kernel else spec.graphs
 
 
 def _speculated(spec: EngineSpec, single: bool) -> Any:

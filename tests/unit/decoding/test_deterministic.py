@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 from ivgcli.decoding.search import Request
 from ivgcli.errors import ModelError
 from ivgcli.models.fixed import Blocked, fix_heights
+from ivgcli.recipes import EngineSpec
+from ivgcli.workflows.generate import bursts
 from tests.models import PROMPTS, Run, decode, folder, pair, prompted, recipe
 
 GUIDE = {"implicit": pair("llama-tuned", "llama-reference"), "explicit": folder("scalar")}
@@ -98,3 +101,23 @@ def test_experts_are_refused() -> None:
     model.config = type("Config", (), {"num_local_experts": 8})()
     with pytest.raises(ModelError, match="a mixture of experts: how many tokens meet an expert"):
         fix_heights("mixtral", model, 32)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cpu", torch.float32, "off"),
+        ("cuda", torch.float32, "off"),
+        ("cuda", torch.bfloat16, "on"),
+    ],
+)
+def test_bursts_are_for_where_the_flash_kernel_attends(
+    device: str, dtype: torch.dtype, expected: str
+) -> None:
+    """Without it, lanes attend over as many positions as the longest of them has room for."""
+    network = SimpleNamespace(model=nn.Sequential())
+    network.model.get_input_embeddings = lambda: nn.Embedding(2, 2, dtype=dtype)
+    networks = SimpleNamespace(device=torch.device(device), all=lambda: [network])
+    assembly: Any = SimpleNamespace(networks=networks)
+    assert bursts(EngineSpec(graphs="on", deterministic=True), assembly) == expected
+    assert bursts(EngineSpec(graphs="on"), assembly) == "on"
